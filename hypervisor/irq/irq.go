@@ -25,6 +25,9 @@ type Vectors interface {
 	Trigger(i int) error
 	// Pending reports whether vector i was triggered while it was masked and has not been sent since.
 	Pending(i int) bool
+	// EventFD returns an eventfd whose signal sends vector i, for a process that is not ours (vhost-user, VFIO). It is made
+	// on first use and belongs to the set: the caller does not close it.
+	EventFD(i int) (int, error)
 	// Update sets vector i's message and mask. Interrupts that are under way are neither lost nor sent twice.
 	Update(i int, m MSI, masked bool) error
 	// Len returns the number of vectors.
