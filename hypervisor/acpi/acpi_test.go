@@ -3,6 +3,8 @@ package acpi
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,7 +23,7 @@ func board() Config {
 		PCIMem32: Window{0xC0000000, 0xFEBFFFFF},
 		PCIMem64: Window{0x8000000000, 0x9FFFFFFFFF},
 		INTx:     func(slot, pin int) uint32 { return 16 + uint32(slot+pin)%8 },
-		PMBase:   0x600, ResetPort: 0xCF9, ResetValue: 6, S3: true,
+		PMBase:   0x600, ResetPort: 0xCF9, ResetValue: 6, S3: true, S4: true,
 		CenturyReg: 0x32, VGA: true, I8042: true, COM1: true, COM2: true, FWCfg: true, VMGenID: true,
 		Extra: []aml.Term{
 			aml.Scope(`\_SB`, aml.Device("AC", aml.Name("_HID", aml.String("ACPI0003")), aml.Name("_PSR", aml.Int(1)))),
@@ -33,7 +35,7 @@ func board() Config {
 func smallBoard() Config {
 	c := board()
 	c.APICIDs, c.ECAMBuses, c.PCIMem64 = []uint8{0}, 1, Window{}
-	c.S3, c.CenturyReg, c.VGA, c.I8042, c.COM1, c.COM2, c.FWCfg, c.VMGenID = false, 0, false, false, false, false, false, false
+	c.S3, c.S4, c.CenturyReg, c.VGA, c.I8042, c.COM1, c.COM2, c.FWCfg, c.VMGenID = false, false, 0, false, false, false, false, false, false
 	c.Extra = nil
 	return c
 }
@@ -129,14 +131,9 @@ func TestPlace(t *testing.T) {
 	if p.RSDP != 0xE0010 || p.GUID%4096 != guidOffset || p.End <= p.GUID || p.End > biosEnd {
 		t.Errorf("placed %+v", p)
 	}
-	var names []string
-	for _, name := range []string{"RSDP", "XSDT", "FACP", "FACS", "DSDT", "APIC", "MCFG"} {
-		if discover(t, m)[name] == nil {
-			names = append(names, name)
-		}
-	}
-	if names != nil {
-		t.Errorf("missing: %v", names)
+	names := slices.Sorted(maps.Keys(discover(t, m)))
+	if d := cmp.Diff([]string{"APIC", "DSDT", "FACP", "FACS", "MCFG", "RSDP", "XSDT"}, names); d != "" {
+		t.Errorf("tables (-want +got):\n%s", d)
 	}
 
 	// The DSDT begins with the address of the identifier.

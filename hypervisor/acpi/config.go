@@ -65,7 +65,8 @@ type Config struct {
 	PMBase     uint16 // first port of the power management block
 	ResetPort  uint16 // port that resets the machine, 0xCF9
 	ResetValue uint8  // what a guest writes there
-	S3         bool   // whether the machine can be suspended to RAM
+	S3         bool   // whether the guest can suspend to RAM
+	S4         bool   // whether the guest can suspend to disk
 
 	CenturyReg uint8 // index in CMOS of the clock's century, or 0 if it has none
 	VGA        bool  // whether there is a VGA-compatible display

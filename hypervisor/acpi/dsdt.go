@@ -20,6 +20,9 @@ func dsdt(c *Config) []aml.Term {
 	if c.S3 {
 		sleep("_S3", SleepS3)
 	}
+	if c.S4 {
+		sleep("_S4", SleepS4)
+	}
 	sleep("_S5", SleepS5)
 
 	devices := []aml.Term{motherboard(c), hostBridge(c)}

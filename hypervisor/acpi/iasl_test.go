@@ -1,7 +1,7 @@
 package acpi
 
 import (
-	"bytes"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // iasl runs the ACPI compiler in dir.
@@ -28,6 +30,8 @@ func iasl(t *testing.T, dir string, args ...string) string {
 
 var boards = map[string]func() Config{"everything": board, "small": smallBoard}
 
+var complaint = regexp.MustCompile(`(?i)error|warning|invalid|incorrect|unknown|unresolved|should be`)
+
 // TestDisassemble has iasl read every table, which it must do without a complaint.
 func TestDisassemble(t *testing.T) {
 	for name, config := range boards {
@@ -46,7 +50,7 @@ func TestDisassemble(t *testing.T) {
 					t.Fatal(err)
 				}
 				for line := range strings.Lines(out + string(dsl)) {
-					if regexp.MustCompile(`(?i)error|warning|invalid|incorrect|unknown|unresolved|should be`).MatchString(line) {
+					if complaint.MatchString(line) {
 						t.Errorf("%s: %s", sig, line)
 					}
 				}
@@ -74,23 +78,64 @@ func TestRecompile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !bytes.Equal(got[headerLen:], want[headerLen:]) {
-				t.Errorf("compiled again, the DSDT differs from byte %d\nwant %s\ngot  %s", diff(got[headerLen:], want[headerLen:]),
-					around(want[headerLen:], diff(got[headerLen:], want[headerLen:])), around(got[headerLen:], diff(got[headerLen:], want[headerLen:])))
+			if d := cmp.Diff(want[headerLen:], got[headerLen:]); d != "" {
+				t.Errorf("compiled again, the DSDT differs (-want +got):\n%s", d)
 			}
 		})
 	}
 }
 
-func diff(a, b []byte) int {
-	for i := range min(len(a), len(b)) {
-		if a[i] != b[i] {
-			return i
-		}
+// TestExecute has ACPICA's interpreter, which is Linux's, run the methods.
+func TestExecute(t *testing.T) {
+	if _, err := exec.LookPath("acpiexec"); err != nil {
+		t.Skip("needs acpiexec")
 	}
-	return min(len(a), len(b))
-}
-
-func around(b []byte, at int) string {
-	return fmt.Sprintf("%x", b[max(at-16, 0):min(at+16, len(b))])
+	dir := t.TempDir()
+	dsdt := place(t, board())["DSDT"]
+	if err := os.WriteFile(filepath.Join(dir, "dsdt.aml"), dsdt, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const (
+		uuid  = "(5B4DDB33F71F1C4096577441C03DD766)"
+		other = "(5B4DDB33F71F1C4096577441C03DD767)"
+	)
+	tests := []struct {
+		name, command string
+		want          []string
+	}{
+		{"address of the generation identifier", `\_SB.VGEN.ADDR`,
+			[]string{fmt.Sprintf("[Integer] = %016X", binary.LittleEndian.Uint32(dsdt[headerLen+7:])), "[Integer] = 0000000000000000"}},
+		{"new generation", `\_GPE._E05`, []string{"Device Notify on [VGEN]", "Value 0x80"}},
+		{"all that is granted", `\_SB.PCI0._OSC ` + uuid + ` 1 3 (00000000 00000000 1D000000)`,
+			[]string{"00 00 00 00 00 00 00 00 1D 00 00 00"}},
+		{"more than is granted", `\_SB.PCI0._OSC ` + uuid + ` 1 3 (01000000 1F000000 1F010000)`,
+			[]string{"11 00 00 00 1F 00 00 00 1D 00 00 00"}},
+		{"later revision", `\_SB.PCI0._OSC ` + uuid + ` 2 3 (00000000 00000000 01000000)`,
+			[]string{"08 00 00 00 00 00 00 00 01 00 00 00"}},
+		{"capabilities of something else", `\_SB.PCI0._OSC ` + other + ` 1 3 (00000000 00000000 1F000000)`,
+			[]string{"04 00 00 00 00 00 00 00 1F 00 00 00"}},
+		{"suspend to RAM", `\_S3`, []string{"Contains 4 Elements", "[Integer] = 0000000000000001"}},
+		{"suspend to disk", `\_S4`, []string{"Contains 4 Elements", "[Integer] = 0000000000000002"}},
+		{"off", `\_S5`, []string{"Contains 4 Elements"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // it takes a second to end
+			cmd := exec.Command("acpiexec", "-b", "execute "+tt.command, "dsdt.aml")
+			cmd.Dir = dir
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			_, result, _ := strings.Cut(string(out), "\nEvaluating ")
+			for _, want := range tt.want {
+				if !strings.Contains(result, want) {
+					t.Errorf("no %q in\n%s", want, out)
+				}
+			}
+			if strings.Contains(string(out), "ACPI Error") || strings.Contains(string(out), "ACPI Warning") {
+				t.Errorf("complaints:\n%s", out)
+			}
+		})
+	}
 }
