@@ -8,15 +8,11 @@ package smbios
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/lodgehv/lodge/hypervisor/mem"
 )
-
-// Range is guest memory from Base up, Len bytes.
-type Range struct{ Base, Len uint64 }
 
 // Config is what the structures say about a machine. A string that is empty, and for which nothing else is said below, is
 // left out.
@@ -30,9 +26,14 @@ type Config struct {
 	Family       string
 	FirmwareDate string // "mm/dd/yyyy"; "01/01/2026" if empty, for kernels distrust a board older than 2010
 
-	CPUs   int     // cores of the one socket, 1 to 255
-	Memory []Range // the guest's RAM, in whole KiB
+	CPUs   int         // cores of the one socket, 1 to 255
+	Memory []mem.Range // the guest's RAM, in whole pages
 }
+
+const (
+	maxMemory = 1 << 50 // addresses and sizes, in bytes
+	maxRanges = 64
+)
 
 // Tables are the structures of one machine, to be placed.
 type Tables struct {
@@ -49,16 +50,16 @@ func Build(c Config) (*Tables, error) {
 	if c.CPUs < 1 || c.CPUs > 255 {
 		return nil, fmt.Errorf("smbios: %d CPUs, want 1 to 255", c.CPUs)
 	}
-	if len(c.Memory) == 0 {
-		return nil, errors.New("smbios: no memory")
+	if len(c.Memory) < 1 || len(c.Memory) > maxRanges {
+		return nil, fmt.Errorf("smbios: %d ranges of memory, want 1 to %d", len(c.Memory), maxRanges)
 	}
 	for _, r := range c.Memory {
-		if r.Base%1024 != 0 || r.Len%1024 != 0 || r.Len == 0 || r.Base+r.Len-1 < r.Base {
-			return nil, fmt.Errorf("smbios: memory at %#x, length %#x: want whole KiB", r.Base, r.Len)
+		if r.Base%mem.PageSize != 0 || r.Size%mem.PageSize != 0 || r.Size == 0 || r.Size > maxMemory || r.Base > maxMemory {
+			return nil, fmt.Errorf("smbios: memory at %#x, size %#x: want whole pages below 1 PiB", r.Base, r.Size)
 		}
 	}
-	if n := c.memorySize(); n%(1<<20) != 0 || n > 1<<50 {
-		return nil, fmt.Errorf("smbios: %#x bytes of memory: want whole MiB, at most 1 PiB", n)
+	if n := c.memorySize(); n > maxMemory>>20 {
+		return nil, fmt.Errorf("smbios: %d MiB of memory, want at most 1 PiB", n)
 	}
 	for _, s := range []string{c.Manufacturer, c.Product, c.Version, c.Serial, c.SKU, c.Family, c.FirmwareDate} {
 		if strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r > 0x7E }) || len(s) > 64 {
@@ -76,12 +77,14 @@ func Build(c Config) (*Tables, error) {
 	return t, nil
 }
 
-// memorySize returns the sum of all ranges in bytes.
-func (c *Config) memorySize() (n uint64) {
+// memorySize returns the sum of all ranges in MiB. It is rounded up: what a PC's memory lacks of whole MiB lies hidden
+// behind the VGA window.
+func (c *Config) memorySize() uint64 {
+	var n uint64
 	for _, r := range c.Memory {
-		n += r.Len
+		n += r.Size
 	}
-	return n
+	return (n + 1<<20 - 1) >> 20
 }
 
 // Where kernels search for entry points (DSP0134 §5.2).

@@ -19,9 +19,10 @@ func machine() Config {
 		Version: "2", Serial: "L-0042", SKU: "small", Family: "Client", FirmwareDate: "11/22/2026",
 		UUID: [16]byte{0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff},
 		CPUs: 4,
-		Memory: []Range{
-			{0, 2 << 30},
-			{4 << 30, 62 << 30},
+		Memory: []mem.Range{
+			{Base: 0, Size: 0xA0000},
+			{Base: 0xC0000, Size: 2<<30 - 0xC0000},
+			{Base: 4 << 30, Size: 62 << 30},
 		},
 	}
 }
@@ -42,10 +43,10 @@ func TestBuildRefuses(t *testing.T) {
 		want   string
 	}{
 		{"no CPU", func(c *Config) { c.CPUs = 0 }, "0 CPUs"},
-		{"no memory", func(c *Config) { c.Memory = nil }, "no memory"},
-		{"part of a KiB", func(c *Config) { c.Memory[0].Len = 1000 }, "whole KiB"},
-		{"beyond the end", func(c *Config) { c.Memory[0] = Range{1 << 63, 1<<63 + 1024} }, "whole KiB"},
-		{"part of a MiB", func(c *Config) { c.Memory[0].Len = 1024 }, "whole MiB"},
+		{"no memory", func(c *Config) { c.Memory = nil }, "0 ranges"},
+		{"part of a page", func(c *Config) { c.Memory[0].Size = 1024 }, "whole pages"},
+		{"beyond the end", func(c *Config) { c.Memory[0].Base = 1 << 63 }, "whole pages below 1 PiB"},
+		{"too much memory", func(c *Config) { c.Memory[0].Size, c.Memory[1].Size = 1<<50, 1<<50 }, "at most 1 PiB"},
 		{"zero in a string", func(c *Config) { c.Serial = "a\x00b" }, `"a\x00b"`},
 		{"long string", func(c *Config) { c.Family = strings.Repeat("x", 65) }, "64"},
 	}
@@ -122,7 +123,7 @@ func TestPlace(t *testing.T) {
 		t.Error("the entry points lead to different structures")
 	}
 	got, largest := types(t, s32)
-	if d := cmp.Diff([]byte{0, 1, 3, 4, 16, 17, 19, 19, 32, 127}, got); d != "" {
+	if d := cmp.Diff([]byte{0, 1, 3, 4, 16, 17, 19, 19, 19, 32, 127}, got); d != "" {
 		t.Errorf("types (-want +got):\n%s", d)
 	}
 	if n := binary.LittleEndian.Uint16(e32[0x08:]); int(n) != largest {
@@ -160,7 +161,7 @@ func TestDmidecode(t *testing.T) {
 		t.Skip("needs dmidecode")
 	}
 	huge := machine()
-	huge.Memory = append(huge.Memory, Range{4 << 40, 1 << 40})
+	huge.Memory = append(huge.Memory, mem.Range{Base: 4 << 40, Size: 1 << 40})
 	tests := []struct {
 		name   string
 		config Config
@@ -177,12 +178,13 @@ func TestDmidecode(t *testing.T) {
 			"Status: Populated, Enabled", "Core Count: 4", "Core Enabled: 4", "Thread Count: 4", "64-bit capable", "Multi-Core",
 			"Error Correction Type: None", "Maximum Capacity: 64 GB", "Error Information Handle: Not Provided",
 			"Size: 64 GB", "Locator: DIMM 0", "Type: RAM",
-			"Starting Address: 0x00000000000", "Ending Address: 0x0007FFFFFFF", "Range Size: 2 GB",
+			"Starting Address: 0x00000000000", "Ending Address: 0x0000009FFFF", "Range Size: 640 kB",
+			"Starting Address: 0x000000C0000", "Ending Address: 0x0007FFFFFFF",
 			"Starting Address: 0x00100000000", "Ending Address: 0x0107FFFFFFF", "Range Size: 62 GB",
 			"Status: No errors detected", "End Of Table",
 		}},
 		{"huge", huge, func(t *Tables) []byte { return t.entry64(32) }, []string{"Starting Address: 0x0000040000000000k", "Range Size: 1 TB"}},
-		{"small", Config{CPUs: 1, Memory: []Range{{0, 64 << 20}}}, func(t *Tables) []byte { return t.entry64(32) },
+		{"small", Config{CPUs: 1, Memory: []mem.Range{{Base: 0, Size: 64 << 20}}}, func(t *Tables) []byte { return t.entry64(32) },
 			[]string{"Size: 64 MB", "Serial Number: Not Specified", "UUID: Not Settable", "Release Date: 01/01/2026"}},
 	}
 	for _, tt := range tests {

@@ -1,6 +1,10 @@
 package smbios
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/lodgehv/lodge/hypervisor/mem"
+)
 
 // Handles of structures that others refer to, and of the first of those of which there are several.
 const (
@@ -162,7 +166,7 @@ func memoryArray(c *Config) *structure {
 	s.u32(0x07, 1<<31) // the capacity is in the field at 0x0F
 	s.u16(0x0B, notProvided)
 	s.u16(0x0D, 1) // devices
-	s.u64(0x0F, c.memorySize())
+	s.u64(0x0F, c.memorySize()<<20)
 	return s
 }
 
@@ -173,7 +177,7 @@ func memoryDevice(c *Config) *structure {
 	s.u16(0x06, notProvided)
 	s.u16(0x08, 0xFFFF) // total width: unknown
 	s.u16(0x0A, 0xFFFF) // data width: unknown
-	if mib := c.memorySize() >> 20; mib < 0x7FFF {
+	if mib := c.memorySize(); mib < 0x7FFF {
 		s.u16(0x0C, uint16(mib))
 	} else {
 		s.u16(0x0C, 0x7FFF) // the size is in the field at 0x1C
@@ -188,17 +192,18 @@ func memoryDevice(c *Config) *structure {
 }
 
 // mappedAddress is type 19, memory array mapped address (DSP0134 §7.20).
-func mappedAddress(handle uint16, r Range) *structure {
+func mappedAddress(handle uint16, r mem.Range) *structure {
 	s := newStructure(19, handle, 0x1F)
-	first, last := r.Base>>10, (r.Base+r.Len)>>10-1 // in KiB
+	begin, end := uint64(r.Base), uint64(r.Base)+r.Size
+	first, last := begin>>10, end>>10-1 // in KiB
 	if last < 0xFFFFFFFF {
 		s.u32(0x04, uint32(first))
 		s.u32(0x08, uint32(last))
 	} else {
 		s.u32(0x04, 0xFFFFFFFF) // the addresses are in the fields at 0x0F and 0x17, in bytes
 		s.u32(0x08, 0xFFFFFFFF)
-		s.u64(0x0F, r.Base)
-		s.u64(0x17, r.Base+r.Len-1)
+		s.u64(0x0F, begin)
+		s.u64(0x17, end-1)
 	}
 	s.u16(0x0C, handleMemoryArray)
 	s.u8(0x0E, 1) // devices in a row
