@@ -123,18 +123,21 @@ func (v *VCPU) GetMPState() (uint32, error) {
 // SetMPState is KVM_SET_MP_STATE (0x4004ae99).
 func (v *VCPU) SetMPState(s uint32) error { return set(v, "KVM_SET_MP_STATE", nrSetMPState, &s) }
 
+// MSRIndexList returns what System.GetMSRIndexList did. A vCPU may lack some of them. The caller must not change it.
+func (v *VCPU) MSRIndexList() []uint32 { return v.msrs }
+
 // GetMSRs is KVM_GET_MSRS (0xc008ae88): fills in Data for each Index. KVM stops at the first register that it cannot
 // read; n is how many came before it, and is len(entries) if all could be read.
 func (v *VCPU) GetMSRs(entries []MSREntry) (n int, err error) {
-	return v.msrs("KVM_GET_MSRS", nrGetMSRs, entries)
+	return v.carryMSRs("KVM_GET_MSRS", nrGetMSRs, entries)
 }
 
 // SetMSRs is KVM_SET_MSRS (0x4008ae89). KVM stops at the first register that it refuses; n is how many came before it.
 func (v *VCPU) SetMSRs(entries []MSREntry) (n int, err error) {
-	return v.msrs("KVM_SET_MSRS", nrSetMSRs, entries)
+	return v.carryMSRs("KVM_SET_MSRS", nrSetMSRs, entries)
 }
 
-func (v *VCPU) msrs(name string, nr uintptr, entries []MSREntry) (n int, err error) {
+func (v *VCPU) carryMSRs(name string, nr uintptr, entries []MSREntry) (n int, err error) {
 	for n < len(entries) {
 		part := entries[n:min(n+maxMSRs, len(entries))]
 		l := newList(part)

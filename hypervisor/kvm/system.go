@@ -13,6 +13,7 @@ import (
 type System struct {
 	file
 	vcpuMmapSize int
+	msrs         []uint32
 }
 
 // Open opens path, which is /dev/kvm nearly always.
@@ -45,6 +46,9 @@ func NewSystem(f *os.File) (*System, error) {
 		return nil, fmt.Errorf("%s: KVM's API has version %d, where %d is needed", f.Name(), v, apiVersion)
 	}
 	if s.vcpuMmapSize, err = s.GetVCPUMmapSize(); err != nil {
+		return nil, err
+	}
+	if s.msrs, err = s.GetMSRIndexList(); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -112,7 +116,7 @@ func (s *System) CreateVM() (*VM, error) {
 		if err != nil {
 			return nil, err
 		}
-		vm := &VM{file: newFile(os.NewFile(fd, "kvm-vm")), vcpuMmapSize: s.vcpuMmapSize}
+		vm := &VM{file: newFile(os.NewFile(fd, "kvm-vm")), vcpuMmapSize: s.vcpuMmapSize, msrs: s.msrs}
 		vm.slots = make(map[uint32]uint64)
 		vm.hasSRegs2 = vm.CheckExtension(CapSRegs2) > 0
 		vm.hasXSAVE2 = vm.CheckExtension(CapXSAVE2) > 0

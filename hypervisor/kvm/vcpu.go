@@ -13,6 +13,7 @@ type VCPU struct {
 	file
 	mmap      []byte // the whole run structure, shared with the kernel
 	run       *run   // its head
+	msrs      []uint32
 	xsaveSize int
 	hasSRegs2 bool
 	hasXSAVE2 bool
@@ -30,7 +31,7 @@ func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
 		f.Close()
 		return nil, fmt.Errorf("vcpu %d: mmap: %w", id, err)
 	}
-	v := &VCPU{file: newFile(f), mmap: m, run: runOf(m), hasSRegs2: vm.hasSRegs2, hasXSAVE2: vm.hasXSAVE2}
+	v := &VCPU{file: newFile(f), mmap: m, run: runOf(m), msrs: vm.msrs, hasSRegs2: vm.hasSRegs2, hasXSAVE2: vm.hasXSAVE2}
 	v.xsaveSize = xsaveMinSize
 	if v.hasXSAVE2 {
 		v.xsaveSize = max(v.xsaveSize, vm.CheckExtension(CapXSAVE2))

@@ -9,6 +9,7 @@ import (
 type VM struct {
 	file
 	vcpuMmapSize int
+	msrs         []uint32
 	hasSRegs2    bool
 	hasXSAVE2    bool
 

@@ -1,0 +1,174 @@
+package vcpu
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lodgehv/lodge/hypervisor/kvm"
+	"github.com/lodgehv/lodge/hypervisor/snap"
+)
+
+// Limits of what a saved state may hold, well above what KVM has.
+const (
+	maxLeaves = 1024
+	maxMSRs   = 4096
+	maxXSAVE  = 1 << 20
+)
+
+const (
+	msrTSC         = 0x10
+	msrTSCDeadline = 0x6e0
+)
+
+// state is a vCPU's architectural state. KVM_GET_FPU's is part of the XSAVE area.
+type state struct {
+	cpuid     []kvm.CPUIDEntry
+	mpState   uint32
+	events    kvm.VCPUEvents
+	regs      kvm.Regs
+	sregs     kvm.SRegs2
+	debugRegs kvm.DebugRegs
+	xsave     []byte
+	xcrs      kvm.XCRs
+	msrs      []kvm.MSREntry
+	lapic     kvm.LAPIC
+}
+
+// SnapID names the vCPU among its machine's components.
+func (c *CPU) SnapID() string { return fmt.Sprintf("vcpu.%d", c.index) }
+
+// SnapVersion is the version of the state.
+func (c *CPU) SnapVersion() uint16 { return 1 }
+
+// State saves or restores the vCPU, which is Created or Paused, by way of its thread. To restore, memory must be in
+// place (setting kvmclock's registers writes to it), CPUID set, and the vCPU not have run; and all vCPUs are restored
+// before VMState, whose IOAPIC sends what it holds pending to their local APICs.
+func (c *CPU) State(codec *snap.Codec) {
+	if s := c.Status(); s != Created && s != Paused {
+		codec.Fail("vcpu %d: is %v: pause it first", c.index, s)
+		return
+	}
+	var s state
+	if codec.Loading() {
+		s.fields(codec)
+		if codec.Err() == nil {
+			if err := c.Do(s.set); err != nil {
+				codec.Fail("%w", err)
+			}
+		}
+		return
+	}
+	if err := c.Do(s.get); err != nil {
+		codec.Fail("%w", err)
+		return
+	}
+	s.fields(codec)
+}
+
+// fields carries s.
+func (s *state) fields(c *snap.Codec) {
+	list(c, &s.cpuid, maxLeaves)
+	c.U32(&s.mpState)
+	fixed(c, &s.events)
+	fixed(c, &s.regs)
+	fixed(c, &s.sregs)
+	fixed(c, &s.debugRegs)
+	c.Bytes(&s.xsave, maxXSAVE)
+	fixed(c, &s.xcrs)
+	list(c, &s.msrs, maxMSRs)
+	c.Fixed(s.lapic[:])
+}
+
+// fixed carries a structure whose fields all have a fixed size, as they stand, reserved ones as zero.
+func fixed[T any](c *snap.Codec, v *T) {
+	b := make([]byte, binary.Size(v))
+	if !c.Loading() {
+		if _, err := binary.Encode(b, binary.LittleEndian, v); err != nil {
+			c.Fail("encode %T: %w", v, err)
+		}
+	}
+	c.Fixed(b)
+	if c.Loading() && c.Err() == nil {
+		if _, err := binary.Decode(b, binary.LittleEndian, v); err != nil {
+			c.Fail("decode %T: %w", v, err)
+		}
+	}
+}
+
+// list carries up to limit such structures with their number.
+func list[T any](c *snap.Codec, v *[]T, limit int) {
+	n := c.Len(len(*v), limit)
+	if c.Loading() {
+		*v = make([]T, n)
+	}
+	for i := range *v {
+		fixed(c, &(*v)[i])
+	}
+}
+
+// get reads the state from v. The order is KVM's demand:
+//   - KVM_GET_MP_STATE first: it handles an INIT or SIPI that has arrived, which changes everything else.
+//   - KVM_GET_VCPU_EVENTS before the registers: an exception on its way may put its payload into CR2 or DR6 there.
+//   - The registers before the local APIC: if the deadline timer expires in between, then the guest has one interrupt
+//     too many, not one too few.
+func (s *state) get(v *kvm.VCPU) (err error) {
+	if s.cpuid, err = v.GetCPUID2(); err != nil {
+		return err
+	}
+	if s.mpState, err = v.GetMPState(); err != nil {
+		return err
+	}
+	s.xsave = make([]byte, v.XSAVESize())
+	if err := errors.Join(
+		v.GetVCPUEvents(&s.events),
+		v.GetRegs(&s.regs),
+		v.GetSRegs2(&s.sregs),
+		v.GetDebugRegs(&s.debugRegs),
+		v.GetXSAVE2(s.xsave),
+		v.GetXCRS(&s.xcrs),
+	); err != nil {
+		return err
+	}
+	if err := s.getMSRs(v); err != nil {
+		return err
+	}
+	return v.GetLAPIC(&s.lapic)
+}
+
+// set puts the state into v. The order is KVM's demand:
+//   - CPUID first: it decides which bits of the rest are valid.
+//   - SREGS2 before the local APIC: it holds the APIC's base and mode, which decide the form of the rest.
+//   - The local APIC before the MSRs: the deadline is ignored unless the APIC's timer is in deadline mode.
+//   - REGS before VCPU_EVENTS: it drops a pending exception.
+//   - MP_STATE after SREGS2, which wakes a boot processor that is at the reset vector; VCPU_EVENTS last.
+func (s *state) set(v *kvm.VCPU) error {
+	if len(s.xsave) != v.XSAVESize() {
+		return fmt.Errorf("saved with an XSAVE area of %d bytes, where this CPU has one of %d", len(s.xsave), v.XSAVESize())
+	}
+	if err := s.setCPUID(v); err != nil {
+		return err
+	}
+	for _, set := range []func() error{
+		func() error { return v.SetRegs(&s.regs) },
+		func() error { return v.SetSRegs2(&s.sregs) },
+		func() error { return v.SetDebugRegs(&s.debugRegs) },
+		func() error { return v.SetXCRS(&s.xcrs) },
+		func() error { return v.SetXSAVE(s.xsave) },
+		func() error { return v.SetLAPIC(&s.lapic) },
+		func() error { return s.setMSRs(v) },
+		func() error { return v.SetMPState(s.mpState) },
+		func() error { return v.SetVCPUEvents(&s.events) },
+	} {
+		if err := set(); err != nil {
+			return err
+		}
+	}
+	// So that a watchdog in the guest does not take the time since it was saved for a lockup. EINVAL: it has no kvmclock.
+	if err := v.KVMClockCtrl(); err != nil && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
+}
