@@ -104,9 +104,12 @@ func (c *Codec) Bytes(p *[]byte, limit int) {
 
 // String carries a string of at most limit bytes with its length.
 func (c *Codec) String(s *string, limit int) {
-	b := []byte(*s)
-	c.Bytes(&b, limit)
-	*s = string(b)
+	n := c.Len(len(*s), limit)
+	if !c.loading {
+		c.buf = append(c.buf, *s...)
+	} else if b := c.next(n); b != nil {
+		*s = string(b)
+	}
 }
 
 // Len carries the length of a list whose elements the caller then carries one by one. Encoding, it writes n; decoding,
