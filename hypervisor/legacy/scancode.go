@@ -1,0 +1,34 @@
+package legacy
+
+// scanRelease precedes, in scan code set 2, the code of a key that was released.
+const scanRelease = 0xf0
+
+// translateScan returns what the 8042 makes of a byte of scan code set 2: the key's code in set 1, with the top bit set
+// if the key was released. Prefixes and answers, which lie above the keys' codes, pass.
+func translateScan(b byte, release bool) byte {
+	switch {
+	case b < 0x80:
+		b = scanSet1[b]
+	case b == 0x83: // F7
+		b = 0x41
+	case b == 0x84: // SysRq
+		b = 0x54
+	default:
+		return b
+	}
+	if release {
+		b |= 0x80
+	}
+	return b
+}
+
+// scanSet1 holds set 1's codes by set 2's: the table in the 8042's ROM, in which codes that no key has are mapped too.
+const scanSet1 = "" +
+	"\xff\x43\x41\x3f\x3d\x3b\x3c\x58\x64\x44\x42\x40\x3e\x0f\x29\x59" +
+	"\x65\x38\x2a\x70\x1d\x10\x02\x5a\x66\x71\x2c\x1f\x1e\x11\x03\x5b" +
+	"\x67\x2e\x2d\x20\x12\x05\x04\x5c\x68\x39\x2f\x21\x14\x13\x06\x5d" +
+	"\x69\x31\x30\x23\x22\x15\x07\x5e\x6a\x72\x32\x24\x16\x08\x09\x5f" +
+	"\x6b\x33\x25\x17\x18\x0b\x0a\x60\x6c\x34\x35\x26\x27\x19\x0c\x61" +
+	"\x6d\x73\x28\x74\x1a\x0d\x62\x6e\x3a\x36\x1c\x1b\x75\x2b\x63\x76" +
+	"\x55\x56\x77\x78\x79\x7a\x0e\x7b\x7c\x4f\x7d\x4b\x47\x7e\x7f\x6f" +
+	"\x52\x53\x50\x4c\x4d\x48\x01\x45\x57\x4e\x51\x4a\x37\x49\x46\x54"
