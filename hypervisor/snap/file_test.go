@@ -198,19 +198,34 @@ func fix(b []byte) {
 	le.PutUint32(b[len(b)-4:], checksum(b[:len(b)-4]))
 }
 
-// BenchmarkReadState reads and checks the state of a machine of 40 components and 60 KB.
-func BenchmarkReadState(b *testing.B) {
+// large returns the state of a machine of 40 components and 60 KB.
+func large() *File {
 	f := sample()
 	f.Sections = nil
 	for i := range 40 {
 		f.Sections = append(f.Sections, Section{fmt.Sprint("device.", i), 1, make([]byte, 1500)})
 	}
+	return f
+}
+
+func BenchmarkReadState(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "state")
-	if err := f.Write(path); err != nil {
+	if err := large().Write(path); err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
 		if _, err := Read(path); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkDecode is BenchmarkReadState without the file.
+func BenchmarkDecode(b *testing.B) {
+	data := encode(b, large())
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		if _, err := Decode(data); err != nil {
 			b.Fatal(err)
 		}
 	}
