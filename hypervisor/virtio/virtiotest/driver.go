@@ -298,3 +298,24 @@ func load32(b []byte, off int) uint32 {
 func store32(b []byte, off int, v uint32) {
 	atomic.StoreUint32((*uint32)(unsafe.Pointer(&b[off])), v)
 }
+
+// Descs makes a chain from what a fuzzer thought up: a byte whose low bit says "device-writable", a byte of length in
+// units of 16 bytes less that first byte's high bits, and so on; the content of readable ones follows in data. It is never
+// longer than half a queue of 64.
+func Descs(r *Rig, data []byte) (chain []Desc) {
+	for len(data) >= 2 && len(chain) < 32 {
+		kind, n := data[0], int(data[1])*16-int(data[0]>>4)
+		data = data[2:]
+		n = max(n, 1)
+		d := Desc{Addr: r.Alloc(n), Len: uint32(n), Write: kind&1 != 0}
+		if !d.Write {
+			k := copy(r.Bytes(d.Addr, n), data)
+			data = data[k:]
+		}
+		chain = append(chain, d)
+	}
+	if len(chain) == 0 {
+		chain = append(chain, r.In(1))
+	}
+	return chain
+}
