@@ -73,7 +73,7 @@ func TestPVH(t *testing.T) {
 func TestZeroed(t *testing.T) {
 	const size = 4 << 20
 	kernel := buildELF(true, 0,
-		testSegment{typ: elfPTLoad, paddr: 0x100123, data: append(append(make([]byte, 9000), "x"...), make([]byte, 9000)...), memsz: 30000},
+		testSegment{typ: elfPTLoad, paddr: 0x100123, data: append(append(make([]byte, 150_000), "x"...), make([]byte, 9000)...), memsz: 200_000},
 		pvhNotes(0x100123))
 	path := filepath.Join(t.TempDir(), "vmlinux")
 	if err := os.WriteFile(path, kernel, 0o600); err != nil {
@@ -99,7 +99,7 @@ func TestZeroed(t *testing.T) {
 		}
 		all = append(all, m.Regions()[0].Bytes)
 	}
-	if all[0][0x100123+9000] != 'x' {
+	if all[0][0x100123+150_000] != 'x' {
 		t.Error("segment is not there")
 	}
 	for i, b := range all[1:] {
@@ -176,8 +176,8 @@ func TestLoadErrors(t *testing.T) {
 		"initrd empty":        {kernel: pvhKernel(), modules: []Module{{Image: BytesImage("i", nil)}}, want: "i: module 0: the file is empty"},
 		"initrd too large": {kernel: pvhKernel(), modules: []Module{{Image: BytesImage("i", make([]byte, 5<<20))}},
 			want: "module 0 i: 5 MiB find no room in guest memory, which ends at 0x400000: give the guest at least 7 MiB"},
-		"initrd absurd":    {kernel: pvhKernel(), modules: []Module{{Image: Image{Name: "i", R: bytesReader{}, Size: 1 << 62}}}, want: "make it smaller"},
-		"initrd cut":       {kernel: pvhKernel(), modules: []Module{{Image: Image{Name: "i", R: bytesReader{1}, Size: 9}}}, want: "unexpected EOF"},
+		"initrd absurd":    {kernel: pvhKernel(), modules: []Module{{Image: Image{Name: "i", R: bytes.NewReader(nil), Size: 1 << 62}}}, want: "make it smaller"},
+		"initrd cut":       {kernel: pvhKernel(), modules: []Module{{Image: Image{Name: "i", R: bytes.NewReader([]byte{1}), Size: 9}}}, want: "unexpected EOF"},
 		"too many modules": {kernel: pvhKernel(), modules: make([]Module, maxModules+1), want: "17 modules"},
 		"memory map empty": {kernel: pvhKernel(), memmap: []MemRange{}, want: "no RAM"},
 		"memory map overlaps": {kernel: pvhKernel(), memmap: []MemRange{{Base: 0, Size: 10, Type: RAM}, {Base: 5, Size: 9, Type: Reserved}},

@@ -44,7 +44,7 @@ func TestDebianPVH(t *testing.T) {
 	m := mem.NewHeap(size)
 	e, err := Load(m, Config{
 		Kernel: BytesImage("vmlinux", vmlinux), Cmdline: "quiet", Modules: []Module{{Image: BytesImage("initrd", make([]byte, 32<<20))}},
-		MemMap: smallMap(size),
+		MemMap: smallMap(size), Zeroed: true,
 	})
 	if err != nil {
 		t.Fatal(err)

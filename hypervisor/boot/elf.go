@@ -179,7 +179,7 @@ func (l *loader) segments(img Image, f *elfFile) error {
 		}
 	}
 	for _, s := range f.segments {
-		if err := l.fill(img, s.off, s.paddr, s.filesz); err != nil {
+		if err := l.fillSparse(img, s.off, s.paddr, s.filesz); err != nil {
 			return err
 		}
 		if err := l.zero(s.paddr+s.filesz, s.memsz-s.filesz); err != nil {

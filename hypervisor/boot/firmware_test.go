@@ -34,7 +34,7 @@ func TestFirmware(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if d := cmp.Diff(Firmware{Regions: c.want, Entry: Entry{Mode: Reset, RIP: 0xfff0}}, got); d != "" {
+		if d := cmp.Diff(Firmware{Regions: c.want, Entry: Entry{Mode: Reset, RIP: 0xfff0}}, got, cmp.Comparer(bytes.Equal)); d != "" {
 			t.Errorf("%s (-want +got):\n%s", name, d)
 		}
 	}

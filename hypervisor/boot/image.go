@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -8,7 +9,7 @@ import (
 	"os"
 )
 
-// Image is a file that goes into guest memory. It is read where it lies: segments go straight from R into the guest.
+// Image is a file that goes into guest memory. No more of it than headers is held in memory beside the guest's.
 type Image struct {
 	Name string      // what errors call it: a path
 	R    io.ReaderAt // not closed by this package
@@ -29,21 +30,7 @@ func FileImage(f *os.File) (Image, error) {
 
 // BytesImage returns b as an Image. b must not change until Load has returned.
 func BytesImage(name string, b []byte) Image {
-	return Image{Name: name, R: bytesReader(b), Size: int64(len(b))}
-}
-
-// bytesReader is an io.ReaderAt over memory. Unlike bytes.Reader it lets the loader see the bytes: see space.fill.
-type bytesReader []byte
-
-func (b bytesReader) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > int64(len(b)) {
-		return 0, io.EOF
-	}
-	n := copy(p, b[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
+	return Image{Name: name, R: bytes.NewReader(b), Size: int64(len(b))}
 }
 
 // size returns Size as the unsigned number that offsets are compared with.
