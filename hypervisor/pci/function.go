@@ -395,3 +395,16 @@ func (f *Function) State(c *snap.Codec) {
 	}
 	f.runHooks(0, ConfigSize)
 }
+
+// SnapID implements snap.Component, for functions that stand alone: those of a device with more state than registers
+// are saved by their device.
+func (f *Function) SnapID() string { return f.name }
+
+// SnapVersion implements snap.Component.
+func (f *Function) SnapVersion() uint16 { return 1 }
+
+// Pause implements snap.Component.
+func (f *Function) Pause() error { return nil }
+
+// Resume implements snap.Component.
+func (f *Function) Resume() error { return nil }

@@ -1,0 +1,257 @@
+// Package control is the socket by which a running VMM is commanded: JSON lines over a Unix stream socket.
+//
+// A request is one line, {"id": 1, "method": "save", "params": {…}}. While it is worked on there may be lines {"id": 1,
+// "progress": {"done": 10, "total": 100}}; at the end comes {"id": 1, "result": {…}} or {"id": 1, "error": {"code": "…",
+// "message": "…"}}. Requests of one connection are answered in their order; a request ends early when its connection is
+// closed. docs/control.md lists the methods.
+package control
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+)
+
+// Bounds on what a client can make a server hold.
+const (
+	maxLine  = 64 << 10 // bytes of one request
+	maxConns = 16
+)
+
+// Codes of errors.
+const (
+	CodeBadRequest = "bad-request" // the line is not a request, or its parameters do not fit
+	CodeNotFound   = "not-found"   // no such method
+	CodeFailed     = "failed"      // the method failed
+)
+
+// Error is an error that a method returns to its caller. Other errors have code CodeFailed.
+type Error struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// Error returns the message.
+func (e *Error) Error() string { return e.Message }
+
+// Progress is how far a method has come.
+type Progress struct {
+	Done  uint64 `json:"done"`
+	Total uint64 `json:"total"`
+}
+
+// Call is one request as a Handler sees it.
+type Call struct {
+	Method string
+	params json.RawMessage
+	notify func(Progress)
+}
+
+// Params decodes the parameters into v, strictly.
+func (c *Call) Params(v any) error {
+	if len(c.params) == 0 {
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader(c.params))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return &Error{CodeBadRequest, fmt.Sprintf("parameters of %s: %v", c.Method, err)}
+	}
+	return nil
+}
+
+// Progress tells the caller how far the method has come.
+func (c *Call) Progress(done, total uint64) { c.notify(Progress{done, total}) }
+
+// Handler carries out a method. Its result is encoded as JSON; nil becomes an empty object.
+type Handler func(ctx context.Context, c *Call) (any, error)
+
+// Server answers the requests that come over a listener.
+type Server struct {
+	Methods map[string]Handler
+}
+
+// request and reply are the lines.
+type request struct {
+	ID     uint64          `json:"id"`
+	Method string          `json:"method"`
+	Params json.RawMessage `json:"params,omitempty"`
+}
+
+type reply struct {
+	ID       uint64    `json:"id"`
+	Progress *Progress `json:"progress,omitempty"`
+	Result   any       `json:"result,omitempty"`
+	Error    *Error    `json:"error,omitempty"`
+}
+
+// Serve answers until ctx ends. It closes l, and returns when all connections are closed and their methods have returned.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	slots := make(chan struct{}, maxConns)
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("control socket: %w", err)
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			_ = json.NewEncoder(conn).Encode(reply{Error: &Error{CodeFailed, "too many connections: close one"}})
+			conn.Close()
+			continue
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			s.converse(ctx, conn)
+		})
+	}
+}
+
+// converse reads lines on a goroutine of its own, so that a connection that is closed ends the method under way.
+func (s *Server) converse(ctx context.Context, conn net.Conn) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	lines := make(chan []byte)
+	go func() {
+		defer cancel()
+		defer close(lines)
+		in := bufio.NewScanner(conn)
+		in.Buffer(nil, maxLine)
+		for in.Scan() {
+			select {
+			case lines <- append([]byte(nil), in.Bytes()...):
+			case <-ctx.Done():
+				return
+			}
+		}
+		if errors.Is(in.Err(), bufio.ErrTooLong) {
+			_ = json.NewEncoder(conn).Encode(reply{Error: &Error{CodeBadRequest, fmt.Sprintf("a line of more than %d bytes", maxLine)}})
+		}
+	}()
+	out := json.NewEncoder(conn)
+	for line := range lines {
+		if out.Encode(s.answer(ctx, line, out)) != nil {
+			break
+		}
+	}
+	conn.Close()
+	cancel()
+	for range lines { // until the reader has ended
+	}
+}
+
+func (s *Server) answer(ctx context.Context, line []byte, out *json.Encoder) reply {
+	var r request
+	if err := json.Unmarshal(line, &r); err != nil {
+		return reply{Error: &Error{CodeBadRequest, fmt.Sprintf("not a request: %v", err)}}
+	}
+	h, ok := s.Methods[r.Method]
+	if !ok {
+		return reply{ID: r.ID, Error: &Error{CodeNotFound, fmt.Sprintf("no method %q", r.Method)}}
+	}
+	result, err := h(ctx, &Call{Method: r.Method, params: r.Params, notify: func(p Progress) {
+		_ = out.Encode(reply{ID: r.ID, Progress: &p}) // a client that has gone ends ctx
+	}})
+	if err != nil {
+		var e *Error
+		if !errors.As(err, &e) {
+			e = &Error{CodeFailed, err.Error()}
+		}
+		return reply{ID: r.ID, Error: e}
+	}
+	if result == nil {
+		result = struct{}{}
+	}
+	return reply{ID: r.ID, Result: result}
+}
+
+// Client is a connection to a Server, for one call at a time.
+type Client struct {
+	conn net.Conn
+	in   *bufio.Reader
+	next uint64
+}
+
+// Dial connects to the socket at path.
+func Dial(ctx context.Context, path string) (*Client, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("control socket %s: %w: is the guest running?", path, err)
+	}
+	return &Client{conn: conn, in: bufio.NewReader(conn)}, nil
+}
+
+// Close closes the connection. A method that is under way is told to end.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Call calls a method and decodes its result into result, unless that is nil. progress may be nil. An error of the method
+// is an *Error. When ctx ends, the connection is closed.
+func (c *Client) Call(ctx context.Context, method string, params, result any, progress func(Progress)) error {
+	stop := context.AfterFunc(ctx, func() { c.conn.Close() })
+	defer stop()
+	err := c.call(method, params, result, progress)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+func (c *Client) call(method string, params, result any, progress func(Progress)) error {
+	c.next++
+	r := request{ID: c.next, Method: method}
+	if params != nil {
+		b, err := json.Marshal(params)
+		if err != nil {
+			return err
+		}
+		r.Params = b
+	}
+	if err := json.NewEncoder(c.conn).Encode(r); err != nil {
+		return fmt.Errorf("%s: %w", method, err)
+	}
+	for {
+		line, err := c.in.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("%s: the guest's process ended", method)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", method, err)
+		}
+		var a struct {
+			reply
+			Result json.RawMessage `json:"result"`
+		}
+		if err := json.Unmarshal(line, &a); err != nil {
+			return fmt.Errorf("%s: answer %q: %w", method, line, err)
+		}
+		switch {
+		case a.Error != nil:
+			return a.Error
+		case a.Progress != nil:
+			if progress != nil {
+				progress(*a.Progress)
+			}
+		case result != nil:
+			return json.Unmarshal(a.Result, result)
+		default:
+			return nil
+		}
+	}
+}

@@ -1,0 +1,155 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// serve runs a server for the test and returns its socket.
+func serve(t *testing.T, methods map[string]Handler) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "control.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- (&Server{Methods: methods}).Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("serve: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("the server did not end")
+		}
+	})
+	return path
+}
+
+func dial(t *testing.T, path string) *Client {
+	t.Helper()
+	c, err := Dial(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestCall(t *testing.T) {
+	type sum struct{ A, B int }
+	path := serve(t, map[string]Handler{
+		"add": func(_ context.Context, c *Call) (any, error) {
+			var p sum
+			if err := c.Params(&p); err != nil {
+				return nil, err
+			}
+			c.Progress(1, 2)
+			c.Progress(2, 2)
+			return p.A + p.B, nil
+		},
+		"fail": func(context.Context, *Call) (any, error) { return nil, errors.New("the disk is full") },
+	})
+	c := dial(t, path)
+	var got int
+	var progress []Progress
+	if err := c.Call(t.Context(), "add", sum{2, 3}, &got, func(p Progress) { progress = append(progress, p) }); err != nil || got != 5 {
+		t.Errorf("add = %d, %v", got, err)
+	}
+	if len(progress) != 2 || progress[1] != (Progress{2, 2}) {
+		t.Errorf("progress = %v", progress)
+	}
+	for _, tc := range []struct {
+		method string
+		params any
+		code   string
+		say    string
+	}{
+		{"fail", nil, CodeFailed, "the disk is full"},
+		{"none", nil, CodeNotFound, `"none"`},
+		{"add", map[string]int{"C": 1}, CodeBadRequest, `"C"`},
+		{"add", "x", CodeBadRequest, "parameters of add"},
+	} {
+		err := c.Call(t.Context(), tc.method, tc.params, nil, nil)
+		var e *Error
+		if !errors.As(err, &e) || e.Code != tc.code || !strings.Contains(e.Message, tc.say) {
+			t.Errorf("%s(%v): %v, want code %s and %q", tc.method, tc.params, err, tc.code, tc.say)
+		}
+	}
+}
+
+// A method learns that its caller has gone.
+func TestCallerGoes(t *testing.T) {
+	started, ended := make(chan struct{}), make(chan struct{})
+	path := serve(t, map[string]Handler{"wait": func(ctx context.Context, _ *Call) (any, error) {
+		close(started)
+		<-ctx.Done()
+		close(ended)
+		return nil, ctx.Err()
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-started; cancel() }()
+	if err := dial(t, path).Call(ctx, "wait", nil, nil, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("call: %v", err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the method goes on")
+	}
+}
+
+func TestBadLines(t *testing.T) {
+	path := serve(t, map[string]Handler{"ok": func(context.Context, *Call) (any, error) { return nil, nil }})
+	for name, line := range map[string]string{
+		"not JSON":   "hello\n",
+		"wrong type": `{"id":"x","method":3}` + "\n",
+		"too long":   strings.Repeat("x", maxLine+10) + "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := net.Dial("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_, _ = conn.Write([]byte(line)) // the server may close before it has read all
+			_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			var r reply
+			if err := json.NewDecoder(conn).Decode(&r); err != nil || r.Error == nil || r.Error.Code != CodeBadRequest {
+				t.Errorf("answer %+v, %v", r, err)
+			}
+		})
+	}
+	// Others are still served.
+	if err := dial(t, path).Call(t.Context(), "ok", nil, nil, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestManyConnections(t *testing.T) {
+	path := serve(t, map[string]Handler{"ok": func(context.Context, *Call) (any, error) { return nil, nil }})
+	var clients []*Client
+	for range maxConns {
+		c := dial(t, path)
+		if err := c.Call(t.Context(), "ok", nil, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, c)
+	}
+	if err := dial(t, path).Call(t.Context(), "ok", nil, nil, nil); err == nil {
+		t.Error("one connection too many was served")
+	}
+	if err := clients[0].Call(t.Context(), "ok", nil, nil, nil); err != nil {
+		t.Errorf("an old connection: %v", err)
+	}
+}

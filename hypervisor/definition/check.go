@@ -1,0 +1,254 @@
+package definition
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits of a definition.
+const (
+	MaxCPUs   = 16
+	MinMemory = 2 << 20
+	MaxMemory = 512 << 30
+	maxDisks  = 16
+	maxNICs   = 8
+)
+
+var (
+	nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	uuidRE = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+)
+
+// checker collects what is wrong.
+type checker struct {
+	file  string
+	lines map[string]int
+	errs  []error
+}
+
+// fail reports msg at key, or at the nearest table above it that the file has.
+func (c *checker) fail(key, format string, args ...any) {
+	line, ok := c.lines[key]
+	for !ok && strings.Contains(key, ".") {
+		key = key[:strings.LastIndex(key, ".")]
+		line, ok = c.lines[key]
+	}
+	c.errs = append(c.errs, &Error{c.file, line, fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) definition(d *Definition) {
+	if !nameRE.MatchString(d.Name) {
+		c.fail("name", "name %q: give the guest a name of up to 64 letters, digits, '-', '_' and '.'", d.Name)
+	}
+	if d.UUID != "" && !uuidRE.MatchString(d.UUID) {
+		c.fail("uuid", "uuid %q: write it as 8-4-4-4-12 hexadecimal digits, or leave it out", d.UUID)
+	}
+	if d.CPUs < 0 || d.CPUs > MaxCPUs {
+		c.fail("cpus", "cpus = %d: 1 to %d are possible", d.CPUs, MaxCPUs)
+	}
+	if d.Memory < MinMemory || d.Memory > MaxMemory || d.Memory%4096 != 0 {
+		c.fail("memory", "memory = %q: from %v to %v in whole pages are possible", d.Memory, Size(MinMemory), Size(MaxMemory))
+	}
+	c.boot(&d.Boot)
+	c.disks(d.Disks)
+	c.nics(d.NICs)
+	c.others(d)
+}
+
+func (c *checker) boot(b *Boot) {
+	switch {
+	case b.Kernel == "" && b.Firmware == "":
+		c.fail("boot", "nothing to boot: set kernel or firmware in [boot]")
+	case b.Kernel != "" && b.Firmware != "":
+		c.fail("boot.firmware", "both a kernel and firmware: remove one of them")
+	case b.Kernel == "" && (b.Initrd != "" || b.Cmdline != "" || b.Protocol != ""):
+		c.fail("boot", "initrd, cmdline and protocol belong to a kernel: firmware gets them from the guest's boot loader")
+	}
+	if p := []string{"", "auto", "pvh", "linux64", "linux32", "multiboot"}; !slices.Contains(p, b.Protocol) {
+		c.fail("boot.protocol", "protocol %q: one of %s", b.Protocol, strings.Join(p[1:], ", "))
+	}
+}
+
+func (c *checker) disks(disks []Disk) {
+	if len(disks) > maxDisks {
+		c.fail(fmt.Sprintf("disk[%d]", maxDisks), "%d disks: at most %d are possible", len(disks), maxDisks)
+	}
+	names := make(map[string]bool)
+	for i, k := range disks {
+		at := fmt.Sprintf("disk[%d]", i)
+		c.name(at, "disk", k.Name, names)
+		if k.Path == "" {
+			c.fail(at+".path", "disk %q: set path to a raw image or a block device", k.Name)
+		}
+		if len(k.Serial) > 20 {
+			c.fail(at+".serial", "disk %q: serial %q has %d bytes: at most 20 are possible", k.Name, k.Serial, len(k.Serial))
+		}
+	}
+}
+
+func (c *checker) nics(nics []NIC) {
+	if len(nics) > maxNICs {
+		c.fail(fmt.Sprintf("nic[%d]", maxNICs), "%d network cards: at most %d are possible", len(nics), maxNICs)
+	}
+	names := make(map[string]bool)
+	macs := make(map[string]string)
+	for i, n := range nics {
+		at := fmt.Sprintf("nic[%d]", i)
+		c.name(at, "nic", n.Name, names)
+		if (n.Tap == "") == (n.Socket == "") {
+			c.fail(at, "nic %q: set exactly one of tap and socket", n.Name)
+		}
+		if len(n.Tap) > 15 {
+			c.fail(at+".tap", "nic %q: tap %q: a device name has at most 15 bytes", n.Name, n.Tap)
+		}
+		if n.MAC == "" {
+			continue
+		}
+		mac, err := net.ParseMAC(n.MAC)
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			c.fail(at+".mac", "nic %q: mac %q: write a unicast address such as 52:54:00:12:34:56, or leave it out", n.Name, n.MAC)
+		} else if other, taken := macs[mac.String()]; taken {
+			c.fail(at+".mac", "nic %q: mac %s is also nic %q's: give each card its own", n.Name, n.MAC, other)
+		}
+		macs[mac.String()] = n.Name
+	}
+}
+
+func (c *checker) others(d *Definition) {
+	switch d.Serial.Mode {
+	case "", "stdio", "none":
+		if d.Serial.Path != "" {
+			c.fail("serial.path", "serial: path belongs to mode socket or file")
+		}
+	case "socket", "file":
+		if d.Serial.Path == "" {
+			c.fail("serial", "serial: mode %s needs a path", d.Serial.Mode)
+		}
+	default:
+		c.fail("serial.mode", "serial mode %q: one of stdio, socket, file, none", d.Serial.Mode)
+	}
+	if d.Console != nil && d.Console.Path == "" {
+		c.fail("console", "console: set path to the socket to make")
+	}
+	if v := d.Vsock; v != nil {
+		if v.CID < 3 || v.CID == 1<<32-1 {
+			c.fail("vsock.cid", "vsock: cid = %d: from 3 up to 4294967294", v.CID)
+		}
+		if v.Path == "" {
+			c.fail("vsock", "vsock: set path to the socket to make")
+		}
+	}
+}
+
+// name checks a device's name. Two devices with one name would be one in a saved state.
+func (c *checker) name(at, kind, name string, names map[string]bool) {
+	if !nameRE.MatchString(name) {
+		c.fail(at+".name", "%s name %q: use up to 64 letters, digits, '-', '_' and '.'", kind, name)
+	} else if names[name] {
+		c.fail(at+".name", "two %ss are called %q: rename one", kind, name)
+	}
+	names[name] = true
+}
+
+// complete fills in what was left out and makes paths absolute.
+func (d *Definition) complete(dir string) {
+	d.CPUs = max(d.CPUs, 1)
+	if d.UUID == "" {
+		d.UUID = nameUUID(d.Name)
+	}
+	if d.Serial.Mode == "" {
+		d.Serial.Mode = "stdio"
+	}
+	if d.RNG == nil {
+		on := true
+		d.RNG = &on
+	}
+	paths := []*string{&d.Boot.Kernel, &d.Boot.Initrd, &d.Boot.Firmware, &d.Serial.Path, &d.Control}
+	for i := range d.Disks {
+		paths = append(paths, &d.Disks[i].Path)
+		if d.Disks[i].Serial == "" {
+			d.Disks[i].Serial = d.Disks[i].Name[:min(20, len(d.Disks[i].Name))]
+		}
+	}
+	for i := range d.NICs {
+		n := &d.NICs[i]
+		paths = append(paths, &n.Socket)
+		if n.MAC == "" {
+			n.MAC = nameMAC(d.UUID, n.Name)
+		}
+	}
+	if d.Console != nil {
+		paths = append(paths, &d.Console.Path)
+	}
+	if d.Vsock != nil {
+		paths = append(paths, &d.Vsock.Path)
+	}
+	for _, p := range paths {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+}
+
+// nameUUID returns a UUID that is always the same for a name (version 8, RFC 9562 §5.8).
+func nameUUID(name string) string {
+	h := sha256.Sum256([]byte("lodge guest " + name))
+	h[6], h[8] = h[6]&0x0f|0x80, h[8]&0x3f|0x80
+	x := hex.EncodeToString(h[:16])
+	return strings.Join([]string{x[:8], x[8:12], x[12:16], x[16:20], x[20:]}, "-")
+}
+
+// nameMAC returns a locally administered address that is always the same for a card of a guest.
+func nameMAC(uuid, card string) string {
+	h := sha256.Sum256([]byte("lodge nic " + uuid + " " + card))
+	h[0] = h[0]&^1 | 2
+	return net.HardwareAddr(h[:6]).String()
+}
+
+// UUIDBytes returns the UUID in the order in which it is written.
+func (d *Definition) UUIDBytes() (u [16]byte) {
+	b, err := hex.DecodeString(strings.ReplaceAll(d.UUID, "-", ""))
+	if err == nil {
+		copy(u[:], b)
+	}
+	return u
+}
+
+// CheckHost reports what of d this host does not have: files that are missing, and memory. file is what errors call the
+// definition.
+func (d *Definition) CheckHost(file string) error {
+	var errs []error
+	need := func(what, path, advice string) {
+		if path == "" {
+			return
+		}
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, &Error{File: file, Msg: fmt.Sprintf("%s %s does not exist: %s", what, path, advice)})
+		} else if err != nil {
+			errs = append(errs, &Error{File: file, Msg: fmt.Sprintf("%s %s: %v", what, path, err)})
+		}
+	}
+	need("kernel", d.Boot.Kernel, "correct the path")
+	need("initrd", d.Boot.Initrd, "correct the path")
+	need("firmware", d.Boot.Firmware, "correct the path, or install the package seabios")
+	for _, k := range d.Disks {
+		need(fmt.Sprintf("disk %q:", k.Name), k.Path, fmt.Sprintf("correct the path, or make one with 'truncate -s 8G %s'", k.Path))
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err == nil {
+		if total := Size(uint64(info.Totalram) * uint64(info.Unit)); d.Memory > total {
+			errs = append(errs, &Error{File: file, Msg: fmt.Sprintf("memory = %q: this host has %d MiB: give the guest less", d.Memory, total>>20)})
+		}
+	}
+	return errors.Join(errs...)
+}

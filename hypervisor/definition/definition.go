@@ -1,0 +1,192 @@
+// Package definition is the description of a guest that people write: a TOML file, read strictly. Whatever is wrong in it
+// is an error that names the file, the line and what to do; all of them are reported at once.
+package definition
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Definition is one guest. Paths are absolute after Load.
+type Definition struct {
+	Name   string `toml:"name"`           // letters, digits, '-', '_' and '.'
+	UUID   string `toml:"uuid,omitempty"` // made from the name if it is missing
+	CPUs   int    `toml:"cpus"`           // 1 to 16; 1 if it is missing
+	Memory Size   `toml:"memory"`         // such as "512M" or "2G"
+
+	Boot    Boot     `toml:"boot"`
+	Disks   []Disk   `toml:"disk,omitempty"`
+	NICs    []NIC    `toml:"nic,omitempty"`
+	Serial  Serial   `toml:"serial"`
+	Console *Socket  `toml:"console,omitempty"` // virtio console
+	Vsock   *Vsock   `toml:"vsock,omitempty"`
+	Balloon *Balloon `toml:"balloon,omitempty"`
+	RNG     *bool    `toml:"rng,omitempty"` // entropy device; on if it is missing
+	Control string   `toml:"control,omitempty"`
+	Huge    bool     `toml:"huge_pages,omitempty"`
+}
+
+// Boot says what the guest starts with: a kernel or firmware.
+type Boot struct {
+	Kernel   string `toml:"kernel,omitempty"`
+	Initrd   string `toml:"initrd,omitempty"`
+	Cmdline  string `toml:"cmdline,omitempty"`
+	Protocol string `toml:"protocol,omitempty"` // auto, pvh, linux64, linux32 or multiboot
+	Firmware string `toml:"firmware,omitempty"`
+}
+
+// Disk is a virtio block device over a raw file or a block device.
+type Disk struct {
+	Name     string `toml:"name"`
+	Path     string `toml:"path"`
+	ReadOnly bool   `toml:"readonly,omitempty"`
+	Direct   bool   `toml:"direct,omitempty"` // O_DIRECT: past the host's page cache
+	Serial   string `toml:"serial,omitempty"` // up to 20 bytes; the name if it is missing
+}
+
+// NIC is a virtio network device over a tap or a stream socket.
+type NIC struct {
+	Name   string `toml:"name"`
+	MAC    string `toml:"mac,omitempty"`    // made from the guest's and the card's name if it is missing
+	Tap    string `toml:"tap,omitempty"`    // name of a tap device
+	Socket string `toml:"socket,omitempty"` // Unix socket of passt or gvproxy (QEMU's stream framing)
+}
+
+// Serial says where the first serial port goes.
+type Serial struct {
+	Mode string `toml:"mode,omitempty"` // stdio (default), socket, file or none
+	Path string `toml:"path,omitempty"` // of the socket or file
+}
+
+// Socket is a Unix socket that the VMM listens on.
+type Socket struct {
+	Path string `toml:"path"`
+}
+
+// Vsock is a virtio socket device.
+type Vsock struct {
+	CID  uint32 `toml:"cid"`  // 3 and up, unique on the host
+	Path string `toml:"path"` // Unix socket for connections to the guest; those from it go to PATH_PORT
+}
+
+// Balloon is a memory balloon.
+type Balloon struct {
+	DeflateOnOOM  bool `toml:"deflate_on_oom,omitempty"`
+	FreeReporting bool `toml:"free_page_reporting,omitempty"`
+}
+
+// Size is a number of bytes, written with a suffix K, M or G (powers of 1024).
+type Size uint64
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Size) UnmarshalText(b []byte) error {
+	text := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(string(b)), "B"), "I")
+	shift := 0
+	for i, suffix := range []string{"K", "M", "G", "T"} {
+		if t, ok := strings.CutSuffix(text, suffix); ok {
+			text, shift = t, 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil || n > 1<<63>>shift {
+		return fmt.Errorf("size %q: write it as a number with K, M or G, such as \"512M\"", b)
+	}
+	*s = Size(n << shift)
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// String returns s with the largest suffix that loses nothing.
+func (s Size) String() string {
+	for i, suffix := range []string{"T", "G", "M", "K"} {
+		if shift := 10 * (4 - i); s != 0 && uint64(s)&(1<<shift-1) == 0 {
+			return fmt.Sprintf("%d%s", uint64(s)>>shift, suffix)
+		}
+	}
+	return strconv.FormatUint(uint64(s), 10)
+}
+
+// Error is something wrong in a definition.
+type Error struct {
+	File string
+	Line int // from 1; 0 if it is not about one
+	Msg  string
+}
+
+// Error returns the position and the message in the form that editors jump to.
+func (e *Error) Error() string {
+	if e.Line == 0 {
+		return fmt.Sprintf("%s: %s", e.File, e.Msg)
+	}
+	return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Msg)
+}
+
+// maxFile is more than any definition that people write, in bytes.
+const maxFile = 1 << 20
+
+// Load reads and validates the file at path. The error is a join of *Error.
+func Load(path string) (*Definition, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("definition: %w", err)
+	}
+	if st.Size() > maxFile {
+		return nil, &Error{File: path, Msg: fmt.Sprintf("%d bytes: a definition has at most %d", st.Size(), maxFile)}
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("definition: %w", err)
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, dir, b)
+}
+
+// Parse validates b, the content of a file that errors call name. Paths in it are relative to dir. It looks at no other
+// file: see CheckHost.
+func Parse(name, dir string, b []byte) (*Definition, error) {
+	d := &Definition{}
+	dec := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
+	if err := dec.Decode(d); err != nil {
+		return nil, decodeError(name, err)
+	}
+	c := checker{file: name, lines: index(b)}
+	c.definition(d)
+	if err := errors.Join(c.errs...); err != nil {
+		return nil, err
+	}
+	d.complete(dir)
+	return d, nil
+}
+
+// Marshal returns d as a file that Parse reads again.
+func (d *Definition) Marshal() ([]byte, error) { return toml.Marshal(d) }
+
+// decodeError turns the decoder's errors into ours.
+func decodeError(file string, err error) error {
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) {
+		var errs []error
+		for _, e := range strict.Errors {
+			row, _ := e.Position()
+			errs = append(errs, &Error{file, row, fmt.Sprintf("unknown key %q: see lodge-vmm(1) for those that exist", strings.Join(e.Key(), "."))})
+		}
+		return errors.Join(errs...)
+	}
+	var dec *toml.DecodeError
+	if errors.As(err, &dec) {
+		row, _ := dec.Position()
+		return &Error{file, row, strings.TrimPrefix(dec.Error(), "toml: ")}
+	}
+	return &Error{File: file, Msg: strings.TrimPrefix(err.Error(), "toml: ")}
+}

@@ -1,0 +1,105 @@
+package virtiopci
+
+import (
+	"github.com/lodgehv/lodge/hypervisor/mem"
+	"github.com/lodgehv/lodge/hypervisor/snap"
+)
+
+// SnapID implements snap.Component.
+func (t *Transport) SnapID() string { return t.cfg.Name }
+
+// SnapVersion implements snap.Component: the version of the transport's state. The device's own is inside.
+func (t *Transport) SnapVersion() uint16 { return 1 }
+
+// Pause implements snap.Component.
+func (t *Transport) Pause() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.paused = true
+	t.stop()
+	return nil
+}
+
+// Resume implements snap.Component.
+func (t *Transport) Resume() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.paused = false
+	if t.env == nil || t.running {
+		return nil
+	}
+	return t.start()
+}
+
+// State implements snap.Component.
+func (t *Transport) State(c *snap.Codec) {
+	t.fn.State(c)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.Match("device type", uint64(t.dev.ID()))
+	c.Match("number of queues", uint64(len(t.queues)))
+	status, generation, vector := t.status.Load(), t.generation.Load(), t.configVector.Load()
+	c.U32(&status)
+	c.U32(&generation)
+	c.U32(&vector)
+	c.U32(&t.deviceSelect)
+	c.U32(&t.driverSelect)
+	c.U64(&t.driverFeatures)
+	c.U16(&t.queueSelect)
+	t.intx.Lock()
+	c.U8(&t.isr)
+	t.intx.Unlock()
+	if t.driverFeatures&^t.offered() != 0 && status&statusFeaturesOK != 0 {
+		c.Fail("the guest uses features %#x, and this device offers %#x: the host or the definition has changed",
+			t.driverFeatures, t.offered())
+	}
+	t.status.Store(status)
+	t.generation.Store(generation)
+	t.configVector.Store(t.vector(uint64(vector)))
+	for i := range t.queues {
+		t.queues[i].state(c, t)
+	}
+	if status&statusDriverOK != 0 && c.Err() == nil {
+		t.queueState(c)
+	}
+	c.Part("device", t.dev.StateVersion(), t.dev.State)
+}
+
+// state carries a queue's registers.
+func (q *queueRegs) state(c *snap.Codec, t *Transport) {
+	vector, desc, avail, used := q.vector.Load(), uint64(q.cfg.Desc), uint64(q.cfg.Avail), uint64(q.cfg.Used)
+	c.Bool(&q.enabled)
+	c.U16(&q.cfg.Size)
+	c.U32(&vector)
+	c.U64(&desc)
+	c.U64(&avail)
+	c.U64(&used)
+	if q.cfg.Size > q.max {
+		c.Fail("a queue of %d entries, where %d are possible", q.cfg.Size, q.max)
+	}
+	q.vector.Store(t.vector(uint64(vector)))
+	q.cfg.Desc, q.cfg.Avail, q.cfg.Used = mem.GPA(desc), mem.GPA(avail), mem.GPA(used)
+}
+
+// queueState carries the positions in the rings. Decoding, it first builds the queues on the restored memory. A device
+// that was broken before it ever ran has none.
+func (t *Transport) queueState(c *snap.Codec) {
+	alive := t.env != nil
+	c.Bool(&alive)
+	if !alive {
+		return
+	}
+	if c.Loading() {
+		if err := t.buildEnv(); err != nil {
+			c.Fail("%v", err)
+			return
+		}
+		t.paused = true
+		t.setActive(true)
+	}
+	for _, q := range t.env.Queues {
+		if q != nil {
+			q.State(c)
+		}
+	}
+}
