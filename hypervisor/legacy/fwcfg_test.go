@@ -110,7 +110,8 @@ func fwDo(f *FWCfg, m *mem.Memory, control, length uint32, addr uint64) uint32 {
 
 func TestFWCfgDMA(t *testing.T) {
 	const small, vmgenid = FWCfgFirstFile << 16, (FWCfgFirstFile + 2) << 16
-	m := mem.NewHeap(64 << 10)
+	const size = 2 * fwMaxPad
+	m := mem.NewHeap(size)
 	var told []byte
 	f := testFWCfg(m, func(b []byte) { told = b })
 	at := func(gpa mem.GPA, n int) string {
@@ -148,12 +149,13 @@ func TestFWCfgDMA(t *testing.T) {
 	if string(told) != "hello\x00\x00\x00" {
 		t.Errorf("owner was told %q", told)
 	}
-	do(vmgenid|fwDMASelect|fwDMAWrite, 9, 0x1ffa, fwDMAError)         // too long
-	do(small|fwDMASelect|fwDMAWrite, 1, 0x1ffa, fwDMAError)           // read-only
-	do(0x999<<16|fwDMASelect|fwDMAWrite, 1, 0x1ffa, fwDMAError)       // no such item
-	do(small|fwDMASelect|fwDMARead, 10, 64<<10-4, fwDMAError)         // beyond memory
-	do(small|fwDMASelect|fwDMARead, 10, 64<<10-5, fwDMAError)         // padding beyond memory
-	do(small|fwDMASelect|fwDMARead, 10, 1<<64-3, fwDMAError)          // wraps
+	do(vmgenid|fwDMASelect|fwDMAWrite, 9, 0x1ffa, fwDMAError)   // too long
+	do(small|fwDMASelect|fwDMAWrite, 1, 0x1ffa, fwDMAError)     // read-only
+	do(0x999<<16|fwDMASelect|fwDMAWrite, 1, 0x1ffa, fwDMAError) // no such item
+	do(small|fwDMASelect|fwDMARead, 10, size-4, fwDMAError)     // beyond memory
+	do(small|fwDMASelect|fwDMARead, 10, size-5, fwDMAError)     // padding beyond memory
+	do(small|fwDMASelect|fwDMARead, 10, 1<<64-3, fwDMAError)    // wraps
+	do(small|fwDMASelect|fwDMARead, 5+fwMaxPad, 0x3000, 0)
 	do(small|fwDMASelect|fwDMARead, 5+fwMaxPad+1, 0x3000, fwDMAError) // too much padding
 	do(vmgenid|fwDMASelect|fwDMAWrite, 8, 1<<64-3, fwDMAError)        // wraps
 
