@@ -66,7 +66,7 @@ type Ring int
 
 const (
 	Ring0 Ring = iota // emulated on PVM
-	Ring3             // native everywhere, with I/O privilege
+	Ring3             // native everywhere; talks by MMIO, since PVM knows no I/O privilege level
 )
 
 // Program is a test guest: what it does.
@@ -140,7 +140,7 @@ func (p Program) stub() *Asm {
 		}
 	}
 	if p.Ring == Ring3 {
-		a.PushImm(dataSel).PushImm(stack3).PushImm(rflags | 3<<12).PushImm(codeSel) // I/O privilege level 3
+		a.PushImm(dataSel).PushImm(stack3).PushImm(rflags).PushImm(codeSel)
 	} else {
 		a.PushImm(0x18).PushImm(stack0).PushImm(rflags).PushImm(0x10)
 	}
