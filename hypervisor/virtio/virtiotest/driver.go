@@ -94,6 +94,9 @@ func (r *Rig) Alloc(n int) mem.GPA {
 	return at
 }
 
+// Free gives back all that was allocated since Alloc returned at.
+func (r *Rig) Free(at mem.GPA) { r.next = at }
+
 // Bytes returns the n bytes at gpa.
 func (r *Rig) Bytes(gpa mem.GPA, n int) []byte {
 	r.T.Helper()
