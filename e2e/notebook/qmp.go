@@ -1,0 +1,108 @@
+package notebook
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+)
+
+// qmp speaks QEMU's machine protocol.
+type qmp struct {
+	conn net.Conn
+	call sync.Mutex // one command at a time
+	// replies carries the answer to the one command under way.
+	replies chan qmpMessage
+	done    chan struct{}
+
+	mu     sync.Mutex
+	events map[string]int // how often each event has come
+	change chan struct{}  // closed and replaced at each event
+}
+
+type qmpMessage struct {
+	Return json.RawMessage `json:"return"`
+	Error  *struct {
+		Class, Desc string
+	} `json:"error"`
+	Event string `json:"event"`
+}
+
+func newQMP(ctx context.Context, conn net.Conn) (*qmp, error) {
+	q := &qmp{
+		conn: conn, replies: make(chan qmpMessage, 1), done: make(chan struct{}),
+		events: map[string]int{}, change: make(chan struct{}),
+	}
+	go q.read()
+	if _, err := q.do(ctx, "qmp_capabilities", nil); err != nil {
+		return nil, err
+	}
+	return q, nil
+}
+
+func (q *qmp) read() {
+	defer close(q.done)
+	s := bufio.NewScanner(q.conn)
+	s.Buffer(nil, 16<<20)
+	for s.Scan() {
+		var m qmpMessage
+		if json.Unmarshal(s.Bytes(), &m) != nil {
+			continue
+		}
+		switch {
+		case m.Event != "":
+			q.mu.Lock()
+			q.events[m.Event]++
+			close(q.change)
+			q.change = make(chan struct{})
+			q.mu.Unlock()
+		case m.Return != nil || m.Error != nil:
+			select {
+			case q.replies <- m:
+			default: // the answer to a command that nobody waits for any more
+			}
+		}
+	}
+}
+
+func (q *qmp) do(ctx context.Context, command string, args any) (json.RawMessage, error) {
+	q.call.Lock()
+	defer q.call.Unlock()
+	msg := map[string]any{"execute": command}
+	if args != nil {
+		msg["arguments"] = args
+	}
+	b, err := json.Marshal(msg)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-q.replies: // a late answer to a command that was given up
+	default:
+	}
+	if _, err := q.conn.Write(append(b, '\n')); err != nil {
+		return nil, fmt.Errorf("qmp %s: %w", command, err)
+	}
+	select {
+	case m := <-q.replies:
+		if m.Error != nil {
+			return nil, fmt.Errorf("qmp %s: %s", command, m.Error.Desc)
+		}
+		return m.Return, nil
+	case <-q.done:
+		return nil, fmt.Errorf("qmp %s: %w", command, errors.New("QEMU has ended"))
+	case <-ctx.Done():
+		return nil, fmt.Errorf("qmp %s: %w", command, context.Cause(ctx))
+	}
+}
+
+// count returns how often an event has come, and a channel that is closed when
+// any comes next.
+func (q *qmp) count(event string) (int, <-chan struct{}) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.events[event], q.change
+}
