@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lodgehv/lodge/hypervisor/boot"
+	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/kvm"
+	"github.com/lodgehv/lodge/hypervisor/machine"
+	"github.com/lodgehv/lodge/hypervisor/virtio"
+	"github.com/lodgehv/lodge/hypervisor/virtio/blk"
+	virtionet "github.com/lodgehv/lodge/hypervisor/virtio/net"
+	"github.com/lodgehv/lodge/hypervisor/virtio/rng"
+)
+
+// resources is what a guest has of the host: opened once, for all the machines of its life.
+type resources struct {
+	config  machine.Config
+	closers []io.Closer
+}
+
+// Close closes everything, the last opened first.
+func (r *resources) Close() error {
+	var errs []error
+	for i := len(r.closers) - 1; i >= 0; i-- {
+		errs = append(errs, r.closers[i].Close())
+	}
+	r.closers = nil
+	return errors.Join(errs...)
+}
+
+func (r *resources) opened(c io.Closer) { r.closers = append(r.closers, c) }
+
+// closerFunc is an io.Closer made of a function.
+type closerFunc func() error
+
+func (f closerFunc) Close() error { return f() }
+
+// compose opens what def names and makes the configuration of its machines. On error nothing stays open.
+func compose(def *definition.Definition, serial io.Writer, log *slog.Logger) (r *resources, err error) {
+	r = &resources{config: machine.Config{
+		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Huge: def.Huge, Log: log,
+	}}
+	r.config.Serial[0] = serial
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.Close())
+			r = nil
+		}
+	}()
+	k, err := kvm.Open("/dev/kvm")
+	if err != nil {
+		return r, fmt.Errorf("%w: is KVM enabled in the firmware set-up, and may you read and write /dev/kvm?", err)
+	}
+	r.opened(k)
+	r.config.KVM = k
+	for _, step := range []func(*definition.Definition, *slog.Logger) error{r.boot, r.disks, r.nics, r.others} {
+		if err := step(def, log); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+func (r *resources) boot(def *definition.Definition, _ *slog.Logger) error {
+	b := &r.config.Boot
+	b.Cmdline = def.Boot.Cmdline
+	for _, p := range []boot.Protocol{boot.PVH, boot.Linux64, boot.Linux32, boot.Multiboot} {
+		if p.String() == def.Boot.Protocol {
+			b.Protocol = p
+		}
+	}
+	image := func(path string) (*boot.Image, error) {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		r.opened(f)
+		img, err := boot.FileImage(f)
+		return &img, err
+	}
+	var err error
+	if def.Boot.Firmware != "" {
+		if b.Firmware, err = image(def.Boot.Firmware); err != nil {
+			return fmt.Errorf("firmware: %w", err)
+		}
+		return nil
+	}
+	if b.Kernel, err = image(def.Boot.Kernel); err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	if def.Boot.Initrd != "" {
+		img, err := image(def.Boot.Initrd)
+		if err != nil {
+			return fmt.Errorf("initrd: %w", err)
+		}
+		b.Modules = []boot.Module{{Image: *img}}
+	}
+	return nil
+}
+
+func (r *resources) disks(def *definition.Definition, log *slog.Logger) error {
+	for _, k := range def.Disks {
+		f, err := openDisk(k)
+		if err != nil {
+			return fmt.Errorf("disk %q: %w", k.Name, err)
+		}
+		r.opened(f)
+		r.add("blk."+k.Name, func() (virtio.Device, error) {
+			return blk.New(blk.Config{Name: k.Name, File: f, ReadOnly: k.ReadOnly, Direct: k.Direct, Serial: k.Serial, Log: log})
+		})
+	}
+	return nil
+}
+
+// openDisk opens a disk and locks it, so that no two guests write to one image.
+func openDisk(k definition.Disk) (*os.File, error) {
+	flags, lock := os.O_RDWR, unix.LOCK_EX
+	if k.ReadOnly {
+		flags, lock = os.O_RDONLY, unix.LOCK_SH
+	}
+	f, err := os.OpenFile(k.Path, flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), lock|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s is in use by another guest: stop that one, or make the disk read-only in both", k.Path)
+		}
+		return nil, fmt.Errorf("lock %s: %w", k.Path, err)
+	}
+	return f, nil
+}
+
+func (r *resources) nics(def *definition.Definition, log *slog.Logger) error {
+	for _, n := range def.NICs {
+		mac, err := net.ParseMAC(n.MAC)
+		if err != nil {
+			return fmt.Errorf("nic %q: %w", n.Name, err)
+		}
+		backend, err := openNIC(n, log)
+		if err != nil {
+			return fmt.Errorf("nic %q: %w", n.Name, err)
+		}
+		r.opened(backend)
+		cfg := virtionet.Config{MAC: [6]byte(mac), Backend: backend}
+		r.add("net."+n.Name, func() (virtio.Device, error) { return virtionet.New(cfg), nil })
+	}
+	return nil
+}
+
+// closableBackend is what both kinds of network backends are.
+type closableBackend interface {
+	virtionet.Backend
+	io.Closer
+}
+
+func openNIC(n definition.NIC, log *slog.Logger) (closableBackend, error) {
+	if n.Tap != "" {
+		return virtionet.OpenTap(n.Tap)
+	}
+	dial := virtionet.DialUnix(n.Socket)
+	conn, err := dial(context.Background())
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w: is passt or gvproxy running?", n.Socket, err)
+	}
+	return virtionet.NewStream(conn, dial, log), nil
+}
+
+func (r *resources) others(def *definition.Definition, _ *slog.Logger) error {
+	if *def.RNG {
+		r.add("rng", func() (virtio.Device, error) { return &rng.Device{}, nil })
+	}
+	return nil
+}
+
+func (r *resources) add(name string, make func() (virtio.Device, error)) {
+	r.config.Slots = append(r.config.Slots, machine.Virtio(name, make))
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/lodgehv/lodge/hypervisor/control"
+	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/machine"
+)
+
+// guestStatus is the result of the method "status".
+type guestStatus struct {
+	Name    string            `json:"name"`
+	UUID    string            `json:"uuid"`
+	State   string            `json:"state"` // starting, running or paused
+	PID     int               `json:"pid"`
+	CPUs    int               `json:"cpus"`
+	Memory  uint64            `json:"memory"` // bytes
+	Uptime  float64           `json:"uptime"` // seconds since the process began to run the guest
+	Reboots int               `json:"reboots"`
+	Balloon map[string]uint64 `json:"balloon,omitempty"` // target and actual size, and the guest's statistics, in bytes
+}
+
+// saveParams are the parameters of the method "save".
+type saveParams struct {
+	Dir  string `json:"dir"`
+	Stop bool   `json:"stop,omitempty"`
+}
+
+// balloonParams are the parameters of the method "balloon".
+type balloonParams struct {
+	Target uint64 `json:"target"` // bytes of memory that the guest is to keep
+}
+
+// methods are what the control socket offers; docs/control.md describes them.
+func (g *guest) methods() map[string]control.Handler {
+	onMachine := func(f func(*machine.Machine) error) control.Handler {
+		return func(ctx context.Context, c *control.Call) (any, error) {
+			if err := c.Params(&struct{}{}); err != nil {
+				return nil, err
+			}
+			m, _, err := g.current(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return nil, f(m)
+		}
+	}
+	return map[string]control.Handler{
+		"status":       func(context.Context, *control.Call) (any, error) { return g.status(), nil },
+		"pause":        onMachine((*machine.Machine).Pause),
+		"resume":       onMachine((*machine.Machine).Resume),
+		"power-button": onMachine(func(m *machine.Machine) error { m.PowerButton(); return nil }),
+		"nmi":          onMachine((*machine.Machine).NMI),
+		"quit":         func(context.Context, *control.Call) (any, error) { g.quit(); return nil, nil },
+		"save": func(ctx context.Context, c *control.Call) (any, error) {
+			var p saveParams
+			if err := c.Params(&p); err != nil {
+				return nil, err
+			}
+			if !filepath.IsAbs(p.Dir) {
+				return nil, &control.Error{Code: control.CodeBadRequest, Message: fmt.Sprintf("dir %q: give an absolute path", p.Dir)}
+			}
+			return nil, g.save(ctx, p.Dir, p.Stop, c.Progress)
+		},
+		"balloon": func(_ context.Context, c *control.Call) (any, error) {
+			var p balloonParams
+			if err := c.Params(&p); err != nil {
+				return nil, err
+			}
+			return nil, g.setBalloon(p.Target)
+		},
+	}
+}
+
+func (g *guest) status() guestStatus {
+	s := guestStatus{Name: g.def.Name, UUID: g.def.UUID, State: g.state(), PID: os.Getpid(), CPUs: g.def.CPUs,
+		Memory: uint64(g.def.Memory), Uptime: time.Since(g.started).Seconds(), Balloon: g.balloonStatus()}
+	g.mu.Lock()
+	s.Reboots = g.reboots
+	g.mu.Unlock()
+	return s
+}
+
+// listen makes a Unix socket at path that only the owner reaches. A socket that nobody serves any more is replaced.
+func listen(path string) (net.Listener, error) {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		if conn, e := net.Dial("unix", path); e == nil {
+			conn.Close()
+			return nil, fmt.Errorf("socket %s: another process serves it: is this guest running already?", path)
+		}
+		if st, e := os.Lstat(path); e != nil || st.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("socket %s: %w", path, err)
+		}
+		if e := os.Remove(path); e != nil {
+			return nil, fmt.Errorf("socket %s: %w", path, e)
+		}
+		if l, err = net.Listen("unix", path); err != nil {
+			return nil, fmt.Errorf("socket %s: %w", path, err)
+		}
+	}
+	return l, errors.Join(os.Chmod(path, 0o600))
+}
+
+// dialGuest connects to the control socket of a guest that is named by its definition or by the socket itself.
+func dialGuest(ctx context.Context, arg string) (*control.Client, error) {
+	st, err := os.Stat(arg)
+	if err != nil {
+		return nil, fmt.Errorf("guest %s: %w", arg, err)
+	}
+	if st.Mode().Type() == os.ModeSocket {
+		return control.Dial(ctx, arg)
+	}
+	def, err := definition.Load(arg)
+	if err != nil {
+		return nil, err
+	}
+	if def.Control == "" {
+		return nil, fmt.Errorf("%s: the guest has no control socket: set control = \"PATH\" in it", arg)
+	}
+	return control.Dial(ctx, def.Control)
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"sync"
+
+	"github.com/lodgehv/lodge/hypervisor/control"
+	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/machine"
+)
+
+// runGuest is the command "run".
+func runGuest(ctx context.Context, e *environment, args []string) error {
+	var dir string
+	for i, a := range args {
+		if a == "--restore" && i+1 < len(args) {
+			dir = args[i+1]
+			args = append(args[:i:i], args[i+2:]...)
+			break
+		}
+	}
+	args, err := flags(args, nil)
+	if err != nil {
+		return err
+	}
+	if len(args) != 1 {
+		return usagef("want one definition")
+	}
+	def, err := definition.Load(args[0])
+	if err != nil {
+		return err
+	}
+	if err := def.CheckHost(args[0]); err != nil {
+		return err
+	}
+	if dir == "" {
+		return serve(ctx, e, def, machine.New)
+	}
+	saved, err := machine.OpenSaved(dir)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, e, def, restored(saved, machine.RestoreOptions{}))
+}
+
+// restoreGuest is the command "restore".
+func restoreGuest(ctx context.Context, e *environment, args []string) error {
+	var opt machine.RestoreOptions
+	args, err := flags(args, map[string]*bool{"--shared": &opt.Shared})
+	if err != nil {
+		return err
+	}
+	if len(args) != 1 {
+		return usagef("want one directory")
+	}
+	saved, err := machine.OpenSaved(args[0])
+	if err != nil {
+		return err
+	}
+	def, err := definition.Parse(args[0]+" (definition)", "/", saved.Definition())
+	if err != nil {
+		return err
+	}
+	opt.Lazy.Failed = func(err error) { e.log.Error("guest memory cannot be read", "guest", def.Name, "err", err) }
+	return serve(ctx, e, def, restored(saved, opt))
+}
+
+// serve runs a guest with its console and control socket. build makes the first machine.
+func serve(ctx context.Context, e *environment, def *definition.Definition, build func(machine.Config) (*machine.Machine, error)) (err error) {
+	// A goroutine that is woken needs a free P: without spare ones it would wait until the scheduler takes one back
+	// from a vCPU that is in the guest, which may be milliseconds.
+	runtime.GOMAXPROCS(runtime.NumCPU() + def.CPUs)
+	debug.SetGCPercent(25) // the VMM's heap is small, and is to stay so
+
+	log := e.log.With("guest", def.Name)
+	serial, err := openSerial(def.Serial, e)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, serial.close()) }()
+	res, err := compose(def, serial.out, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, res.Close()) }()
+	g := newGuest(def, res, log)
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel() // before waiting
+	background := func(what string, f func() error) {
+		wg.Go(func() {
+			if err := f(); err != nil {
+				log.Error(what, "err", err)
+			}
+		})
+	}
+	background("console", func() error { return serial.serve(ctx, g) })
+	if def.Control != "" {
+		l, err := listen(def.Control)
+		if err != nil {
+			return err
+		}
+		server := &control.Server{Methods: g.methods()}
+		background("control", func() error { return server.Serve(ctx, l) })
+	}
+	o, err := g.run(ctx, build)
+	if err != nil {
+		return fmt.Errorf("guest %s: %w", def.Name, err)
+	}
+	return outcomeStatus(e, def.Name, o)
+}
