@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lodgehv/lodge/hypervisor/mem"
 )
 
 // A ring is shared with vCPUs that run at the same time, so its indices are read and written atomically. Go has no 16-bit
@@ -52,4 +54,15 @@ func get16(b []byte, off int) uint16 { return binary.LittleEndian.Uint16(b[off:]
 func rawVectored(trap uintptr, fd int, iov []unix.Iovec, off int64, flags uintptr) (int, uintptr, unix.Errno) {
 	n, r2, errno := unix.Syscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)), uintptr(off), 0, flags)
 	return int(n), r2, errno
+}
+
+// Address returns the guest-physical address of b, which a chain of q returned, and which is not empty.
+func (q *Queue) Address(b []byte) mem.GPA {
+	at := uintptr(unsafe.Pointer(&b[0]))
+	for _, r := range q.mem.Regions() {
+		if off := at - uintptr(unsafe.Pointer(&r.Bytes[0])); off < uintptr(len(r.Bytes)) {
+			return r.Base + mem.GPA(off)
+		}
+	}
+	return ^mem.GPA(0)
 }
