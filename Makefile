@@ -1,0 +1,45 @@
+# Lodge. `make` lists what can be made. Binaries go to bin/, what tests and benchmarks leave behind to out/.
+
+GO       ?= go
+FUZZTIME ?= 10s
+ONLY     ?=
+
+.PHONY: help deps build test run bench lint fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install the Debian packages of .ci/packages (as root, or through sudo)
+	@.ci/deps
+
+build: ## build all binaries into bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+test: build ## run all tests, and each fuzz target for FUZZTIME (10s)
+	@$(GO) run ./e2e/cmd/testrun -fuzztime $(FUZZTIME)
+
+run: build ## start two Debian guests at once, in the simulated notebook if this machine cannot run them
+	@$(GO) run ./e2e/cmd/e2e-run
+
+bench: build ## measure ours and the peers' figures (ONLY=pattern for some)
+	@$(GO) run ./e2e/bench -only '$(ONLY)'
+
+lint: bin/golangci-lint ## gofmt, go vet, staticcheck, golangci-lint
+	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
+	if [ -n "$$unformatted" ]; then echo "not as gofmt writes it; run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	bin/staticcheck ./...
+	bin/golangci-lint run ./...
+
+# Both linters. They take some minutes to compile, once.
+bin/golangci-lint: tools/go.mod
+	@mkdir -p bin
+	cd tools && $(GO) build -o ../bin/ tool
+	@touch $@
+
+fuzz: ## run each fuzz target for FUZZTIME (ONLY=pattern for some, as hypervisor/pci.FuzzConfig)
+	@$(GO) run ./e2e/cmd/testrun -stages fuzz -fuzztime $(FUZZTIME) -only '$(ONLY)'
+
+clean: ## remove bin/ and out/, with the images of the simulated notebook
+	rm -rf bin out
