@@ -10,7 +10,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/snap"
 )
 
-// Where the debug console is.
+// DebugConsolePort is where the debug console is.
 const DebugConsolePort = 0x402
 
 const (

@@ -177,7 +177,7 @@ func (f *filler) prefetch() bool {
 	go func() {
 		// A thread of low priority, so that it delays no vCPU. Ending while locked, it takes the thread with it.
 		runtime.LockOSThread()
-		unix.Setpriority(unix.PRIO_PROCESS, 0, 10) // a wish: a jail may refuse it
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 10) // a wish: a jail may refuse it
 		done <- f.fillAll()
 	}()
 	return <-done
@@ -250,9 +250,9 @@ func (f *filler) serve() {
 		}
 		for _, at := range faults[:n] {
 			off := int(at-base) &^ (PageSize - 1)
-			f.fill(off / blockSize) // a failure has been reported, and the faulting thread shall see it
+			_ = f.fill(off / blockSize) // a failure has been reported, and the faulting thread shall see it
 			// If the block was filled between the fault and now, nobody has woken the thread.
-			f.uffd.wake(f.dst[off : off+PageSize])
+			_ = f.uffd.wake(f.dst[off : off+PageSize])
 		}
 	}
 }
@@ -298,9 +298,9 @@ func (f *filler) fill(block int) error {
 	f.fail(f.damaged(int64(off), err))
 	// Without access, whoever needs the block gets EFAULT. Zeros would let the guest go on and write its disks; a poisoned
 	// page would have KVM kill this process.
-	unix.Mprotect(dst, unix.PROT_NONE)
+	_ = unix.Mprotect(dst, unix.PROT_NONE)
 	f.blocks[block].Store(blockFailed)
-	f.uffd.wake(dst)
+	_ = f.uffd.wake(dst)
 	return f.failure()
 }
 

@@ -76,7 +76,7 @@ func NewQueue(index int, m *mem.Memory, cfg Config, features uint64, kick *os.Fi
 		}
 		b, err := m.Slice(r.gpa, r.size)
 		if err != nil {
-			return nil, fmt.Errorf("%w (%v)", Protocolf("queue %d: %s at %#x", index, r.name, r.gpa), err)
+			return nil, fmt.Errorf("%w (%w)", Protocolf("queue %d: %s at %#x", index, r.name, r.gpa), err)
 		}
 		*r.dst = b
 	}
