@@ -48,20 +48,31 @@ func (a *Asm) Mov(r Reg, v uint64) *Asm {
 	return a
 }
 
-// Store8, Store32 and Store64 are mov [base], r.
+// pad fills with nops up to addr.
+func (a *Asm) pad(addr uint64) {
+	for a.Here() < addr {
+		a.Bytes(0x90)
+	}
+}
+
+// Store8, Store16, Store32 and Store64 are mov [base], r.
 func (a *Asm) Store8(base, r Reg) *Asm  { return a.Bytes(0x88).mem(base, byte(r)) }
+func (a *Asm) Store16(base, r Reg) *Asm { return a.Bytes(0x66, 0x89).mem(base, byte(r)) }
 func (a *Asm) Store32(base, r Reg) *Asm { return a.Bytes(0x89).mem(base, byte(r)) }
 func (a *Asm) Store64(base, r Reg) *Asm { return a.Bytes(0x48, 0x89).mem(base, byte(r)) }
 
-// Load32 and Load64 are mov r, [base].
+// Load8, Load16, Load32 and Load64 are mov r, [base].
+func (a *Asm) Load8(r, base Reg) *Asm  { return a.Bytes(0x8a).mem(base, byte(r)) }
+func (a *Asm) Load16(r, base Reg) *Asm { return a.Bytes(0x66, 0x8b).mem(base, byte(r)) }
 func (a *Asm) Load32(r, base Reg) *Asm { return a.Bytes(0x8b).mem(base, byte(r)) }
 func (a *Asm) Load64(r, base Reg) *Asm { return a.Bytes(0x48, 0x8b).mem(base, byte(r)) }
 
-// Out8, Out16 and Out32 write AL, AX and EAX to the port DX; In8 and In32 read it.
+// Out8, Out16 and Out32 write AL, AX and EAX to the port DX; In8, In16 and In32 read it.
 func (a *Asm) Out8() *Asm  { return a.Bytes(0xee) }
 func (a *Asm) Out16() *Asm { return a.Bytes(0x66, 0xef) }
 func (a *Asm) Out32() *Asm { return a.Bytes(0xef) }
 func (a *Asm) In8() *Asm   { return a.Bytes(0xec) }
+func (a *Asm) In16() *Asm  { return a.Bytes(0x66, 0xed) }
 func (a *Asm) In32() *Asm  { return a.Bytes(0xed) }
 
 // Inc is inc r64; IncMem is inc qword [base].
@@ -90,6 +101,8 @@ func (a *Asm) Lidt(base Reg) *Asm { return a.Bytes(0x0f, 0x01).mem(base, 3) }
 func (a *Asm) Ltr() *Asm          { return a.Bytes(0x0f, 0x00, 0xd8) }
 func (a *Asm) Iretq() *Asm        { return a.Bytes(0x48, 0xcf) }
 func (a *Asm) Hlt() *Asm          { return a.Bytes(0xf4) }
+func (a *Asm) Sti() *Asm          { return a.Bytes(0xfb) }
+func (a *Asm) Cli() *Asm          { return a.Bytes(0xfa) }
 
 // Spin is an endless loop.
 func (a *Asm) Spin() *Asm { return a.Jmp(a.Here()) }

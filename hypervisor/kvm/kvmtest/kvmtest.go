@@ -14,21 +14,24 @@ import (
 )
 
 // A guest's memory map. All of the first 4 GiB is mapped at its own address, readable and writable from ring 3, so that
-// memory-mapped devices can lie anywhere in it.
+// memory-mapped devices can lie anywhere in it. What package boot places for a kernel (its GDT, the start information at
+// 0x6000, the command line at 0x20000) lies between, so that a guest can be started as one: see Image.
 const (
 	pml4      = 0x1000
 	pdpt      = 0x2000
-	pageDirs  = 0x3000 // four, of 1 GiB each
-	gdt       = 0x7000
-	idt       = 0x8000
-	idtPtr    = 0x9000
-	tss       = 0x9100
-	stack0    = 0xb000 // grows down
-	stub      = 0xb000
-	handlers  = 0xc000  // 256 bytes for each that there is
+	gdt       = 0x3000
+	idtPtr    = 0x3100
+	gdtPtr    = 0x3110
+	tss       = 0x3200
+	idt       = 0x4000
+	stack0    = 0x6000 // grows down
+	entry32   = 0x7000
+	pageDirs  = 0x8000 // four, of 1 GiB each
+	stub      = 0xc000
+	handlers  = 0xd000  // 256 bytes for each that there is
 	Code      = 0x10000 // the test's code
 	stack3    = 0x20000
-	Data      = 0x20000 // free for the test
+	Data      = 0x30000 // free for the test
 	MinMemory = 0x40000
 )
 
@@ -37,6 +40,8 @@ const (
 	tssSel  = 0x20
 	dataSel = 0x30 | 3
 	codeSel = 0x38 | 3
+
+	gdtLimit = 0x40 - 1
 )
 
 // Open opens /dev/kvm, or skips the test.
@@ -116,21 +121,24 @@ func Load(ram []byte, p Program) vcpu.Entry {
 	}
 	binary.LittleEndian.PutUint16(ram[idtPtr:], 16*256-1)
 	put(idtPtr+2, idt)
+	binary.LittleEndian.PutUint16(ram[gdtPtr:], gdtLimit)
+	put(gdtPtr+2, gdt)
 
 	main := &Asm{Base: Code}
 	p.Main(main)
 	copy(ram[Code:stack3-0x1000], main.Code)
 
+	copy(ram[entry32:], p.entry32().Code)
 	copy(ram[stub:handlers], p.stub().Code)
 	return vcpu.Entry{
-		Mode: vcpu.ModeLong64, RIP: stub, RSP: stack0, CR3: pml4, GDTBase: gdt, GDTLimit: 0x3f,
+		Mode: vcpu.ModeLong64, RIP: stub, RSP: stack0, CR3: pml4, GDTBase: gdt, GDTLimit: gdtLimit,
 	}
 }
 
 // stub is the code that runs first, in ring 0.
 func (p Program) stub() *Asm {
 	a := &Asm{Base: stub}
-	a.Mov(RDI, idtPtr).Lidt(RDI)
+	a.Mov(RSP, stack0).Mov(RDI, idtPtr).Lidt(RDI)
 	a.Mov(RAX, tssSel).Ltr()
 	rflags := uint32(1 << 1)
 	if len(p.Handlers) > 0 {
