@@ -7,7 +7,7 @@ type Window struct{ Next, Last uint64 }
 
 func (w *Window) take(size uint64) (uint64, error) {
 	base := (w.Next + size - 1) &^ (size - 1)
-	if base < w.Next || base+size-1 > w.Last || base+size-1 < base {
+	if base < w.Next || base+size < base || base+size-1 > w.Last {
 		return 0, fmt.Errorf("no room for %#x bytes up to %#x", size, w.Last)
 	}
 	w.Next = base + size

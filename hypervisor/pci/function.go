@@ -27,7 +27,7 @@ const (
 // BAR describes one base address register.
 type BAR struct {
 	Kind   BARKind
-	Size   uint64     // bytes, a power of two; at least 4 for I/O and 16 for memory
+	Size   uint64     // bytes, a power of two; 4 to 256 for I/O, at least 16 for memory
 	Device bus.Device // answers accesses; Off is relative to the register's base
 	// Moved is called after the guest mapped, moved or unmapped the range. It may not access the configuration space.
 	Moved func(base uint64, mapped bool)
@@ -83,6 +83,9 @@ type configHook struct {
 
 // NewFunction returns a function described by c. The error says what in c cannot be.
 func NewFunction(c Config) (*Function, error) {
+	if c.Pin > 4 {
+		return nil, fmt.Errorf("%s: interrupt pin %d: 1 to 4, or 0 for none, are possible", c.Name, c.Pin)
+	}
 	f := &Function{name: c.Name, bars: c.BARs, nextCap: firstCap, lastCap: CapPointer}
 	put16 := func(off int, v uint16) { binary.LittleEndian.PutUint16(f.cfg[off:], v) }
 	put16(VendorID, c.Vendor)
@@ -112,18 +115,26 @@ func (f *Function) initBAR(i int) error {
 	if b.Kind == BARNone {
 		return nil
 	}
-	if bits.OnesCount64(b.Size) != 1 || b.Size < 16 || b.Device == nil {
-		return fmt.Errorf("bar %d: size %#x is not a power of two of 16 or more, or there is no device", i, b.Size)
-	}
-	flags, mask := uint32(0), ^(b.Size - 1)
+	// Limits of PCI 3.0 §6.2.5.1: an address bit that a register has is one that can be set.
+	flags, smallest, largest := uint32(0), uint64(16), uint64(1<<31)
 	switch b.Kind {
 	case BARIO:
-		flags = 1
+		flags, smallest, largest = 1, 4, 256
+	case BARMem32:
 	case BARMem64:
-		flags = 4
+		flags, largest = 4, 1<<63
 	case BARMem64Prefetch:
-		flags = 12
+		flags, largest = 12, 1<<63
+	default:
+		return fmt.Errorf("bar %d: no such kind: %d", i, b.Kind)
 	}
+	if bits.OnesCount64(b.Size) != 1 || b.Size < smallest || b.Size > largest {
+		return fmt.Errorf("bar %d: %#x bytes: a power of two from %#x to %#x is possible", i, b.Size, smallest, largest)
+	}
+	if b.Device == nil {
+		return fmt.Errorf("bar %d: no device answers it", i)
+	}
+	mask := ^(b.Size - 1)
 	binary.LittleEndian.PutUint32(f.cfg[off:], flags)
 	binary.LittleEndian.PutUint32(f.writable[off:], uint32(mask))
 	if b.is64() {
@@ -131,8 +142,6 @@ func (f *Function) initBAR(i int) error {
 			return fmt.Errorf("bar %d: a 64-bit register needs the next one", i)
 		}
 		binary.LittleEndian.PutUint32(f.writable[off+4:], uint32(mask>>32))
-	} else if b.Size > 1<<31 {
-		return fmt.Errorf("bar %d: %#x bytes do not fit a 32-bit register", i, b.Size)
 	}
 	return nil
 }
@@ -178,19 +187,26 @@ func (f *Function) OnWrite(off, n int, h func()) {
 func (f *Function) Attach(env Env) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.env = env
+	if f.env.MMIO != nil {
+		return fmt.Errorf("%s: attached already", f.name)
+	}
 	if f.msix != nil {
+		if env.MSI == nil {
+			return fmt.Errorf("%s: no message-signalled interrupts on this bus", f.name)
+		}
 		v, err := env.MSI.Vectors(f.msix.n)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
 		f.msix.attach(v)
 	}
+	f.env = env
 	f.remap()
 	return nil
 }
 
-// Detach unmaps everything and gives the interrupts back.
+// Detach unmaps everything and gives the interrupts back. What the guest writes to the configuration space from then on,
+// as an access that was under way may, maps nothing.
 func (f *Function) Detach() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -202,6 +218,7 @@ func (f *Function) Detach() error {
 	if f.msix != nil {
 		errs = append(errs, f.msix.detach())
 	}
+	f.env = Env{}
 	return errors.Join(errs...)
 }
 
@@ -211,11 +228,11 @@ func (f *Function) Reset() {
 	defer f.mu.Unlock()
 	f.cfg = f.initial
 	f.remap()
-	f.asserted = false
-	f.updateLine()
 	if f.msix != nil {
 		f.msix.reset()
 	}
+	f.asserted = false
+	f.updateLine()
 	f.runHooks(0, ConfigSize)
 }
 
@@ -242,11 +259,11 @@ func (f *Function) WriteConfig(off int, p []byte) {
 	}
 	if off < Status && off+len(p) > Command || off < BAR0+24 && off+len(p) > BAR0 {
 		f.remap()
-		f.updateLine()
 	}
 	if f.msix != nil {
 		f.msix.configWritten(off, len(p))
 	}
+	f.updateLine() // the command register and MSI-X can both take the pin away
 	f.runHooks(off, len(p))
 }
 
@@ -297,52 +314,65 @@ func (f *Function) barBase(i int) uint64 {
 }
 
 // remap makes the buses agree with the registers. A register that points at nothing (0), or at something that is mapped
-// already, is not decoded: while a guest sizes registers or moves them about, both occur and neither is an error.
+// already, is not decoded: while a guest sizes registers or moves them about, both occur and neither is an error. What
+// has moved away is unmapped first, so that two registers can change places.
 func (f *Function) remap() {
 	if f.env.MMIO == nil {
 		return
 	}
+	var want [6]bool
 	cmd := binary.LittleEndian.Uint16(f.cfg[Command:])
 	for i := range f.bars {
-		b := &f.bars[i]
-		if b.Kind == BARNone {
+		enable := uint16(CommandMemory)
+		switch f.bars[i].Kind {
+		case BARNone:
 			continue
+		case BARIO:
+			enable = CommandIO
 		}
-		space, enable := f.env.MMIO, uint16(CommandMemory)
-		if b.Kind == BARIO {
-			space, enable = f.env.Ports, CommandIO
-		}
-		base, want := f.barBase(i), cmd&enable != 0
-		if want = want && base != 0; want == f.isMapped[i] && base == f.mapped[i] {
-			continue
-		}
-		f.unmap(i)
-		if want && space.Map(bus.Range{Base: base, Size: b.Size}, b.Device) == nil {
-			f.mapped[i], f.isMapped[i] = base, true
-			if b.Moved != nil {
-				b.Moved(base, true)
-			}
+		base := f.barBase(i)
+		want[i] = cmd&enable != 0 && base != 0
+		if !want[i] || base != f.mapped[i] {
+			f.unmap(i)
 		}
 	}
+	for i := range f.bars {
+		if !want[i] || f.isMapped[i] {
+			continue
+		}
+		b, base := &f.bars[i], f.barBase(i)
+		if f.space(i).Map(bus.Range{Base: base, Size: b.Size}, b.Device) != nil {
+			continue
+		}
+		f.mapped[i], f.isMapped[i] = base, true
+		if b.Moved != nil {
+			b.Moved(base, true)
+		}
+	}
+}
+
+// space returns the bus that register i is mapped into.
+func (f *Function) space(i int) *bus.Bus {
+	if f.bars[i].Kind == BARIO {
+		return f.env.Ports
+	}
+	return f.env.MMIO
 }
 
 func (f *Function) unmap(i int) {
 	if !f.isMapped[i] {
 		return
 	}
-	space := f.env.MMIO
-	if f.bars[i].Kind == BARIO {
-		space = f.env.Ports
-	}
-	space.Unmap(f.mapped[i])
 	base := f.mapped[i]
+	f.space(i).Unmap(base)
 	f.mapped[i], f.isMapped[i] = 0, false
 	if f.bars[i].Moved != nil {
 		f.bars[i].Moved(base, false)
 	}
 }
 
-// SetINTx drives the function's INTx pin. The guest may have disabled it in the command register.
+// SetINTx drives the function's INTx pin. It stays silent while the guest has disabled it in the command register, or
+// uses MSI-X instead (PCI 3.0 §6.8.2.3).
 func (f *Function) SetINTx(level bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -357,7 +387,7 @@ func (f *Function) updateLine() {
 	if f.asserted {
 		f.cfg[Status] |= statusInterrupt
 	}
-	disabled := binary.LittleEndian.Uint16(f.cfg[Command:])&CommandINTxOff != 0
+	disabled := binary.LittleEndian.Uint16(f.cfg[Command:])&CommandINTxOff != 0 || f.msix != nil && f.msix.Enabled()
 	_ = f.drive(f.asserted && !disabled) // KVM accepts every level of a line that exists
 }
 
@@ -382,17 +412,21 @@ func (f *Function) State(c *snap.Codec) {
 		return
 	}
 	for off, v := range cfg {
-		if fixed := ^f.writable[off]; (v^f.cfg[off])&fixed != 0 && off != Status {
+		fixed := ^f.writable[off]
+		if off == Status {
+			fixed &^= statusInterrupt // follows the pin
+		}
+		if (v^f.cfg[off])&fixed != 0 {
 			c.Fail("configuration byte %#x is %#x in the saved state and %#x here: another device", off, v, f.cfg[off])
 			return
 		}
 	}
 	f.cfg = cfg
 	f.remap()
-	f.updateLine()
 	if f.msix != nil {
 		f.msix.restored()
 	}
+	f.updateLine()
 	f.runHooks(0, ConfigSize)
 }
 

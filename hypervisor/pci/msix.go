@@ -41,6 +41,11 @@ func (f *Function) AddMSIX(n, bar int, tableOff, pbaOff uint32) (*MSIX, error) {
 	if n < 1 || n > MaxVectors {
 		return nil, fmt.Errorf("%s: %d interrupt vectors: 1 to %d are possible", f.name, n, MaxVectors)
 	}
+	table, pba := uint64(tableOff)+uint64(n)*msixEntrySize, uint64(pbaOff)+uint64(n+63)/64*8
+	if bar < 0 || bar > 5 || tableOff%8 != 0 || pbaOff%8 != 0 || max(table, pba) > f.bars[bar].Size {
+		return nil, fmt.Errorf("%s: bar %d has no room for %d interrupt vectors at %#x and their pending bits at %#x",
+			f.name, bar, n, tableOff, pbaOff)
+	}
 	var body [10]byte
 	binary.LittleEndian.PutUint16(body[0:], uint16(n-1))
 	binary.LittleEndian.PutUint32(body[2:], tableOff|uint32(bar))
@@ -168,7 +173,16 @@ func (m *MSIX) restored() {
 	defer m.mu.Unlock()
 	v := m.f.cfg[m.cap+2+msixControlHigh]
 	m.enabled, m.masked = v&msixEnable != 0, v&msixFunctionMask != 0
+	for i := range m.n {
+		m.clearReserved(i)
+	}
 	m.updateAll()
+}
+
+// clearReserved clears the bits of vector i's Vector Control that do not exist.
+func (m *MSIX) clearReserved(i int) {
+	control := m.table[i*msixEntrySize+12:]
+	binary.LittleEndian.PutUint32(control, binary.LittleEndian.Uint32(control)&msixEntryMasked)
 }
 
 // Table returns the device of the table: 16 bytes a vector.
@@ -197,8 +211,7 @@ func (t msixTable) Write(a bus.Access, p []byte) {
 	}
 	copy(t.m.table[a.Off:], p)
 	e := int(a.Off) / msixEntrySize
-	control := t.m.table[e*msixEntrySize+12:]
-	binary.LittleEndian.PutUint32(control, binary.LittleEndian.Uint32(control)&msixEntryMasked)
+	t.m.clearReserved(e)
 	t.m.update(e)
 }
 

@@ -17,7 +17,13 @@ const (
 )
 
 // ECAMSize is the size in bytes of the memory-mapped configuration space of one bus.
-const ECAMSize = 32 * 8 * 4096
+const ECAMSize = 32 * 8 * extendedSize
+
+// extendedSize is the size in bytes of one function's part of it.
+const extendedSize = 4096
+
+// addressWritable are the bits that CONFIG_ADDRESS has; the others read as zero.
+const addressWritable = 0x80fffffc
 
 // Root is the host's side of bus 0: it routes configuration accesses to the functions in its slots.
 type Root struct {
@@ -67,7 +73,8 @@ func (r *Root) Ports() bus.Device { return configPorts{r} }
 // ECAM returns the device of the memory-mapped configuration space of bus 0, ECAMSize bytes long.
 func (r *Root) ECAM() bus.Device { return ecam{r} }
 
-// access reads or writes p at off of the function devfn, in naturally aligned pieces.
+// access reads or writes p at off of the function devfn, in naturally aligned pieces. Past the function's 4 KiB nothing
+// answers.
 func (r *Root) access(devfn, off int, p []byte, write bool) {
 	slot := r.slots[devfn&0xff].Load()
 	for len(p) > 0 {
@@ -76,11 +83,11 @@ func (r *Root) access(devfn, off int, p []byte, write bool) {
 			n /= 2
 		}
 		switch {
-		case slot == nil && !write:
+		case (slot == nil || off >= extendedSize) && !write:
 			for i := range n {
 				p[i] = 0xff
 			}
-		case slot == nil:
+		case slot == nil || off >= extendedSize:
 		case write:
 			(*slot).WriteConfig(off, p[:n])
 		default:
@@ -123,7 +130,7 @@ func (c configPorts) Read(a bus.Access, p []byte) {
 func (c configPorts) Write(a bus.Access, p []byte) {
 	if a.Off < 4 {
 		if a.Off == 0 && len(p) == 4 { // only a full dword reaches CONFIG_ADDRESS
-			c.r.address.Store(binary.LittleEndian.Uint32(p))
+			c.r.address.Store(binary.LittleEndian.Uint32(p) & addressWritable)
 		}
 		return
 	}
@@ -148,5 +155,5 @@ func (r *Root) Resume() error { return nil }
 func (r *Root) State(c *snap.Codec) {
 	v := r.address.Load()
 	c.U32(&v)
-	r.address.Store(v)
+	r.address.Store(v & addressWritable)
 }
