@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -16,15 +17,20 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/kvm"
 	"github.com/lodgehv/lodge/hypervisor/machine"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
+	"github.com/lodgehv/lodge/hypervisor/virtio/balloon"
 	"github.com/lodgehv/lodge/hypervisor/virtio/blk"
+	"github.com/lodgehv/lodge/hypervisor/virtio/console"
 	virtionet "github.com/lodgehv/lodge/hypervisor/virtio/net"
 	"github.com/lodgehv/lodge/hypervisor/virtio/rng"
+	"github.com/lodgehv/lodge/hypervisor/virtio/vsock"
 )
 
 // resources is what a guest has of the host: opened once, for all the machines of its life.
 type resources struct {
 	config  machine.Config
 	closers []io.Closer
+	serve   []func(context.Context) error  // what has to run beside the guest, until the context ends
+	balloon atomic.Pointer[balloon.Device] // of the current machine, if it has one
 }
 
 // Close closes everything, the last opened first.
@@ -176,9 +182,46 @@ func openNIC(n definition.NIC, log *slog.Logger) (closableBackend, error) {
 	return virtionet.NewStream(conn, dial, log), nil
 }
 
-func (r *resources) others(def *definition.Definition, _ *slog.Logger) error {
+// others adds what a guest has at most one of.
+func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 	if *def.RNG {
 		r.add("rng", func() (virtio.Device, error) { return &rng.Device{}, nil })
+	}
+	if def.Balloon {
+		r.add("balloon", func() (virtio.Device, error) {
+			b := balloon.New(log)
+			r.balloon.Store(b)
+			return b, nil
+		})
+	}
+	if c := def.Console; c != nil {
+		l, err := listen(c.Path)
+		if err != nil {
+			return fmt.Errorf("console: %w", err)
+		}
+		r.opened(l)
+		host := &socketConsole{l: l}
+		var current atomic.Pointer[console.Device]
+		r.add("console", func() (virtio.Device, error) {
+			d := console.New(host)
+			current.Store(d)
+			return d, nil
+		})
+		r.serve = append(r.serve, func(ctx context.Context) error {
+			return host.serve(ctx, func(ctx context.Context, p []byte) error {
+				_, err := current.Load().Receive(ctx, p) // the first machine exists before anyone is served
+				return err
+			})
+		})
+	}
+	if v := def.Vsock; v != nil {
+		l, err := listen(v.Path)
+		if err != nil {
+			return fmt.Errorf("vsock: %w", err)
+		}
+		r.opened(l)
+		cfg := vsock.Config{CID: uint64(v.CID), Listener: l, Dial: vsock.DialPath(v.Path)}
+		r.add("vsock", func() (virtio.Device, error) { return vsock.New(cfg) })
 	}
 	return nil
 }

@@ -16,15 +16,15 @@ import (
 
 // guestStatus is the result of the method "status".
 type guestStatus struct {
-	Name    string            `json:"name"`
-	UUID    string            `json:"uuid"`
-	State   string            `json:"state"` // starting, running or paused
-	PID     int               `json:"pid"`
-	CPUs    int               `json:"cpus"`
-	Memory  uint64            `json:"memory"` // bytes
-	Uptime  float64           `json:"uptime"` // seconds since the process began to run the guest
-	Reboots int               `json:"reboots"`
-	Balloon map[string]uint64 `json:"balloon,omitempty"` // target and actual size, and the guest's statistics, in bytes
+	Name    string         `json:"name"`
+	UUID    string         `json:"uuid"`
+	State   string         `json:"state"` // starting, running or paused
+	PID     int            `json:"pid"`
+	CPUs    int            `json:"cpus"`
+	Memory  uint64         `json:"memory"` // bytes
+	Uptime  float64        `json:"uptime"` // seconds since the process began to run the guest
+	Reboots int            `json:"reboots"`
+	Balloon *balloonStatus `json:"balloon,omitempty"`
 }
 
 // saveParams are the parameters of the method "save".
@@ -89,8 +89,9 @@ func (g *guest) status() guestStatus {
 }
 
 // listen makes a Unix socket at path that only the owner reaches. A socket that nobody serves any more is replaced.
-func listen(path string) (net.Listener, error) {
-	l, err := net.Listen("unix", path)
+func listen(path string) (*net.UnixListener, error) {
+	addr := &net.UnixAddr{Name: path, Net: "unix"}
+	l, err := net.ListenUnix("unix", addr)
 	if err != nil {
 		if conn, e := net.Dial("unix", path); e == nil {
 			conn.Close()
@@ -102,11 +103,14 @@ func listen(path string) (net.Listener, error) {
 		if e := os.Remove(path); e != nil {
 			return nil, fmt.Errorf("socket %s: %w", path, e)
 		}
-		if l, err = net.Listen("unix", path); err != nil {
+		if l, err = net.ListenUnix("unix", addr); err != nil {
 			return nil, fmt.Errorf("socket %s: %w", path, err)
 		}
 	}
-	return l, errors.Join(os.Chmod(path, 0o600))
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("socket %s: %w", path, err), l.Close())
+	}
+	return l, nil
 }
 
 // dialGuest connects to the control socket of a guest that is named by its definition or by the socket itself.

@@ -110,6 +110,14 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 		server := &control.Server{Methods: g.methods()}
 		background("control", func() error { return server.Serve(ctx, l) })
 	}
+	for _, f := range res.serve {
+		background("device", func() error {
+			if _, _, err := g.current(ctx); err != nil {
+				return nil // it never had a machine
+			}
+			return f(ctx)
+		})
+	}
 	o, err := g.run(ctx, build)
 	if err != nil {
 		return fmt.Errorf("guest %s: %w", def.Name, err)

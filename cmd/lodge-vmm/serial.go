@@ -42,7 +42,7 @@ func openSerial(s definition.Serial, e *environment) (*serialPort, error) {
 			return nil, fmt.Errorf("serial: %w", err)
 		}
 		c := &socketConsole{l: l}
-		return &serialPort{out: c, serve: c.serve, close: l.Close}, nil
+		return &serialPort{out: c, serve: func(ctx context.Context, g *guest) error { return c.serve(ctx, g.receive) }, close: l.Close}, nil
 	}
 	t := &terminal{in: e.stdin}
 	if err := t.raw(); err != nil {
@@ -126,7 +126,7 @@ func (t *terminal) serve(ctx context.Context, g *guest) error {
 	}
 }
 
-// socketConsole is a serial port on a Unix socket. One client at a time is connected; the next one takes its place. What
+// socketConsole is a console on a Unix socket: the serial port or the virtio console. One client at a time is connected; the next one takes its place. What
 // the guest writes while nobody is connected is lost, as on a cable.
 type socketConsole struct {
 	l  net.Listener
@@ -157,7 +157,8 @@ func (s *socketConsole) SetWriteDeadline(t time.Time) error {
 	return s.c.SetWriteDeadline(t)
 }
 
-func (s *socketConsole) serve(ctx context.Context, g *guest) error {
+// serve gives what clients send to receive, which returns an error when ctx has ended.
+func (s *socketConsole) serve(ctx context.Context, receive func(context.Context, []byte) error) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	stop := context.AfterFunc(ctx, func() { s.l.Close(); s.swap(nil) })
@@ -168,14 +169,14 @@ func (s *socketConsole) serve(ctx context.Context, g *guest) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return fmt.Errorf("serial: %w", err)
+			return fmt.Errorf("console: %w", err)
 		}
 		s.swap(c)
 		wg.Go(func() {
 			b := make([]byte, 1024)
 			for {
 				n, err := c.Read(b)
-				if n > 0 && g.receive(ctx, b[:n]) != nil || err != nil {
+				if n > 0 && receive(ctx, b[:n]) != nil || err != nil {
 					return
 				}
 			}

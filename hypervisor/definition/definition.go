@@ -20,16 +20,16 @@ type Definition struct {
 	CPUs   int    `toml:"cpus"`           // 1 to 16; 1 if it is missing
 	Memory Size   `toml:"memory"`         // such as "512M" or "2G"
 
-	Boot    Boot     `toml:"boot"`
-	Disks   []Disk   `toml:"disk,omitempty"`
-	NICs    []NIC    `toml:"nic,omitempty"`
-	Serial  Serial   `toml:"serial"`
-	Console *Socket  `toml:"console,omitempty"` // virtio console
-	Vsock   *Vsock   `toml:"vsock,omitempty"`
-	Balloon *Balloon `toml:"balloon,omitempty"`
-	RNG     *bool    `toml:"rng,omitempty"` // entropy device; on if it is missing
-	Control string   `toml:"control,omitempty"`
-	Huge    bool     `toml:"huge_pages,omitempty"`
+	Boot    Boot    `toml:"boot"`
+	Disks   []Disk  `toml:"disk,omitempty"`
+	NICs    []NIC   `toml:"nic,omitempty"`
+	Serial  Serial  `toml:"serial"`
+	Console *Socket `toml:"console,omitempty"` // virtio console
+	Vsock   *Vsock  `toml:"vsock,omitempty"`
+	Balloon bool    `toml:"balloon,omitempty"` // memory balloon
+	RNG     *bool   `toml:"rng,omitempty"`     // entropy device; on if it is missing
+	Control string  `toml:"control,omitempty"`
+	Huge    bool    `toml:"huge_pages,omitempty"`
 }
 
 // Boot says what the guest starts with: a kernel or firmware.
@@ -73,12 +73,6 @@ type Socket struct {
 type Vsock struct {
 	CID  uint32 `toml:"cid"`  // 3 and up, unique on the host
 	Path string `toml:"path"` // Unix socket for connections to the guest; those from it go to PATH_PORT
-}
-
-// Balloon is a memory balloon.
-type Balloon struct {
-	DeflateOnOOM  bool `toml:"deflate_on_oom,omitempty"`
-	FreeReporting bool `toml:"free_page_reporting,omitempty"`
 }
 
 // Size is a number of bytes, written with a suffix K, M or G (powers of 1024).
