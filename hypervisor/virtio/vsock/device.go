@@ -80,7 +80,9 @@ func (d *Device) Start(env *virtio.Env) error {
 	d.m.start()
 	env.Serve(rxQueue, d.receive)
 	env.Serve(txQueue, d.transmit)
-	env.Serve(eventQueue, d.events)
+	if d.restored {
+		env.Serve(eventQueue, d.events)
+	}
 	return nil
 }
 
@@ -134,9 +136,11 @@ func (d *Device) transmit(q *virtio.Queue) error {
 	}
 }
 
-// events tells the guest, once after a restore, that its connections are gone.
+// events tells the guest, once after a restore, that its connections are gone. The driver's other event buffers stay where
+// they are: a handler that returns while there are some is called again, so this one waits.
 func (d *Device) events(q *virtio.Queue) error {
 	if !d.restored {
+		<-d.m.ctx.Done()
 		return nil
 	}
 	ok, err := q.Next(&d.ev)
