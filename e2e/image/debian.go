@@ -27,8 +27,8 @@ type Arch struct {
 // AMD64 and I386 return the two kinds of guests.
 func AMD64() Arch { return Arch{"amd64", "amd64", "linux-image-amd64"} }
 
-// I386 is the 32-bit kind, with PAE.
-func I386() Arch { return Arch{"i386", "386", "linux-image-686-pae"} }
+// I386 is the 32-bit kind, without PAE.
+func I386() Arch { return Arch{"i386", "386", "linux-image-686"} }
 
 // guestPackages are what a guest has beyond Debian's minimal base.
 var guestPackages = [...]string{

@@ -15,7 +15,8 @@ import (
 type Config struct {
 	// Builder makes and caches the images; nil is image.NewBuilder(Log).
 	Builder *image.Builder
-	// Memory is the notebook's RAM in MiB; 0 is 3072.
+	// Memory is the notebook's RAM in MiB; 0 is 2560. Above
+	// 2752 a part of it lies beyond 4 GiB.
 	Memory int
 	// CPUs is the number of its processors; 0 is 2.
 	CPUs int
@@ -52,7 +53,7 @@ const toolsSize = 256 << 20
 
 func (c Config) withDefaults(set *image.Set) Config {
 	if c.Memory == 0 {
-		c.Memory = 3072
+		c.Memory = 2560
 	}
 	if c.CPUs == 0 {
 		c.CPUs = 2

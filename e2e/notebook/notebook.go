@@ -176,6 +176,18 @@ func (n *Notebook) Console() string {
 	return string(b)
 }
 
+// Postmortem tells why the notebook ended, for who finds that its agent is gone:
+// how QEMU exited, what it said, and the end of the console.
+func (n *Notebook) Postmortem() string {
+	how := "QEMU runs"
+	select {
+	case <-n.qemu.done:
+		how = fmt.Sprint("QEMU has ended: ", n.qemu.err)
+	case <-time.After(quitLimit):
+	}
+	return n.qemu.explain(errors.New(how)).Error() + "\n" + n.consoleTail()
+}
+
 func (n *Notebook) consoleTail() string {
 	s := n.Console()
 	return "the notebook's console:\n" + s[max(0, len(s)-2000):]

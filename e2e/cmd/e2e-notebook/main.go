@@ -57,5 +57,8 @@ func run(ctx context.Context) (code int, err error) {
 		return 0, err
 	}
 	st, err := p.Wait(ctx)
+	if errors.Is(err, rpc.ErrClosed) {
+		err = fmt.Errorf("%w\n%s", err, n.Postmortem())
+	}
 	return st.Code, err
 }
