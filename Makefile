@@ -16,14 +16,14 @@ build: ## build all binaries into bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
 
-test: build ## run all tests, and each fuzz target for FUZZTIME (10s)
-	@$(GO) run ./e2e/cmd/testrun -fuzztime $(FUZZTIME)
+test: build bin/testrun ## run all tests, and each fuzz target for FUZZTIME (10s)
+	@bin/testrun -fuzztime $(FUZZTIME)
 
 run: build ## start two Debian guests at once, in the simulated notebook if this machine cannot run them
 	@$(GO) run ./e2e/cmd/e2e-run
 
-bench: build ## measure ours and the peers' figures (ONLY=pattern for some)
-	@$(GO) run ./e2e/bench -only '$(ONLY)'
+bench: build bin/bench ## measure ours and the peers' figures (ONLY=pattern for some)
+	@bin/bench -only '$(ONLY)'
 
 lint: bin/golangci-lint ## gofmt, go vet, staticcheck, golangci-lint
 	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
@@ -32,14 +32,20 @@ lint: bin/golangci-lint ## gofmt, go vet, staticcheck, golangci-lint
 	bin/staticcheck ./...
 	bin/golangci-lint run ./...
 
+# Run as themselves, not by go run, which would have the last word.
+bin/testrun bin/bench: FORCE
+	@$(GO) build -o bin/ ./$(if $(findstring bench,$@),e2e/bench,e2e/cmd/testrun)
+
+FORCE:
+
 # Both linters. They take some minutes to compile, once.
 bin/golangci-lint: tools/go.mod
 	@mkdir -p bin
 	cd tools && $(GO) build -o ../bin/ tool
 	@touch $@
 
-fuzz: ## run each fuzz target for FUZZTIME (ONLY=pattern for some, as hypervisor/pci.FuzzConfig)
-	@$(GO) run ./e2e/cmd/testrun -stages fuzz -fuzztime $(FUZZTIME) -only '$(ONLY)'
+fuzz: bin/testrun ## run each fuzz target for FUZZTIME (ONLY=pattern for some, as hypervisor/pci.FuzzConfig)
+	@bin/testrun -stages fuzz -fuzztime $(FUZZTIME) -only '$(ONLY)'
 
 clean: ## remove bin/ and out/, with the images of the simulated notebook
 	rm -rf bin out
