@@ -33,8 +33,11 @@ lint: bin/golangci-lint ## gofmt, go vet, staticcheck, golangci-lint
 	bin/golangci-lint run ./...
 
 # Run as themselves, not by go run, which would have the last word.
-bin/testrun bin/bench: FORCE
-	@$(GO) build -o bin/ ./$(if $(findstring bench,$@),e2e/bench,e2e/cmd/testrun)
+bin/testrun: FORCE
+	@$(GO) build -o $@ ./e2e/cmd/testrun
+
+bin/bench: FORCE
+	@$(GO) build -o $@ ./e2e/bench
 
 FORCE:
 
