@@ -218,6 +218,30 @@ func TestChainModel(t *testing.T) {
 	})
 }
 
+// TestChainRefuses has what virtiotest.Suite does not: the order of descriptors, and memory at its edges.
+func TestChainRefuses(t *testing.T) {
+	const end = virtiotest.MemSize
+	for name, chain := range map[string][]virtiotest.Desc{
+		"readable after writable":  {{Addr: 0x100, Len: 1, Write: true}, {Addr: 0x100, Len: 1}},
+		"one byte behind memory":   {{Addr: end - 4, Len: 5}},
+		"4 GiB":                    {{Addr: 0x100, Len: 1<<32 - 1}},
+		"memory, then what is not": {{Addr: 0x100, Len: 1}, {Addr: end, Len: 1}},
+	} {
+		q, dev := newIdle(t, 8, 0)
+		q.Send(chain...)
+		var c virtio.Chain
+		if ok, err := dev.Next(&c); ok || !virtio.IsProtocol(err) {
+			t.Errorf("%s: %v, %v", name, ok, err)
+		}
+	}
+	q, dev := newIdle(t, 8, 0)
+	q.Send(virtiotest.Desc{Addr: end - 4, Len: 4}, virtiotest.Desc{Addr: end, Len: 0})
+	var c virtio.Chain
+	if ok, err := dev.Next(&c); !ok || err != nil || c.Readable() != 4 {
+		t.Errorf("the last bytes of memory: %v, %v, %d bytes", ok, err, c.Readable())
+	}
+}
+
 func TestFileErrors(t *testing.T) {
 	q, dev := newIdle(t, 8, 0)
 	r := q.Rig()

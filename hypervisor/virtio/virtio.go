@@ -88,7 +88,7 @@ type Env struct {
 func (e *Env) Has(feature uint64) bool { return e.Features&feature == feature }
 
 // Serve starts a goroutine that calls handle once at the start and then each time the driver has made buffers of queue
-// available. handle takes chains until Next returns false. Its error means that the driver broke the rules: the device
+// available. handle takes chains until Next returns false: if it leaves some, it is called again at once. Its error means that the driver broke the rules: the device
 // is marked broken. Nothing happens if the driver did not enable the queue.
 func (e *Env) Serve(queue int, handle func(*Queue) error) {
 	if q := e.Queues[queue]; q != nil {

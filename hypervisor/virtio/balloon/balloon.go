@@ -201,16 +201,16 @@ func (d *Device) inflate(m *mem.Memory, q *virtio.Queue) error {
 		if n := c.Readable(); n%4 != 0 || n > 4*maxPFNs {
 			return virtio.Protocolf("balloon: a list of %d bytes of page numbers", n)
 		}
-		var first, end uint64 // the run of pages so far
+		var first, end uint64 // the run of pages so far: none, at 0
 		for c.Readable() > 0 {
 			var b [4]byte
 			if _, err := c.Read(b[:]); err != nil {
 				return err
 			}
 			switch pfn := uint64(binary.LittleEndian.Uint32(b[:])); {
-			case pfn == end && first != end:
+			case pfn == end:
 				end++
-			case pfn+1 == first && first != end:
+			case pfn+1 == first:
 				first--
 			default:
 				if err := d.discard(m, first, end); err != nil {

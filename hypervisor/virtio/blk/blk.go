@@ -1,7 +1,8 @@
 // Package blk is the virtio block device (virtio 1.2 §5.2) over a raw file or a block device of the host.
 //
 // Data goes straight between the file and guest memory. Whatever the page cache holds, and all that is written to it, is
-// served by the queue's own goroutine: it takes a microsecond, less than waking another. What has to wait for a disk
+// served by the queue's own goroutine: a 4 KiB read with its interrupt takes half as long as when another goroutine is
+// woken for it (BenchmarkRead: 8 against 15 µs alone, 3 against 7 with 32 in flight). What has to wait for a disk
 // (reads beyond the cache, flushes, discards, direct I/O) goes to a goroutine of its own, at most maxInFlight of them, so
 // that requests overlap and none blocks those behind it. The kernel says which is which (RWF_NOWAIT): there is no guessing.
 package blk
@@ -58,6 +59,7 @@ type Device struct {
 	cfg       Config
 	fd        int
 	isBlock   bool   // File is a block device
+	inMemory  bool   // File is in a tmpfs or ramfs, which do not know RWF_NOWAIT because they never wait
 	blockSize uint32 // logical block size: what positions and lengths must be multiples of
 	serial    [20]byte
 
@@ -105,6 +107,10 @@ func New(cfg Config) (*Device, error) {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
+		var fs unix.Statfs_t
+		if err := unix.Fstatfs(d.fd, &fs); err == nil {
+			d.inMemory = fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC
+		}
 		if cfg.Direct {
 			d.blockSize = directAlign(d.fd)
 		}

@@ -75,7 +75,10 @@ func (r *request) quick() (status byte, ok bool) {
 		if !d.inside(r.sector, uint64(r.n)) {
 			return statusIOError, true
 		}
-		if d.cfg.Direct || d.noCached {
+		switch {
+		case d.inMemory:
+			return r.read(), true
+		case d.cfg.Direct || d.noCached:
 			return 0, false
 		}
 		k, err := r.chain.ReadCachedAt(d.fd, r.n, r.off())
@@ -280,9 +283,14 @@ func (r *request) zero(off, n int64, unmap bool) error {
 	if unsupported(err) {
 		err = fallocate(r.d.fd, unix.FALLOC_FL_ZERO_RANGE, off, n)
 	}
-	if !unsupported(err) {
-		return err
+	if unsupported(err) {
+		return r.overwrite(off, n)
 	}
+	return err
+}
+
+// overwrite writes zeros, for file systems that know no better way.
+func (r *request) overwrite(off, n int64) error {
 	b := r.buffer(bounceSize)
 	clear(b)
 	for n > 0 {
