@@ -1,0 +1,262 @@
+// Package guest runs Debian guests under lodge-vmm for the end-to-end tests and for `make run`, wherever a machine with
+// /dev/kvm and an agent is: in the simulated notebook, or on this machine itself.
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lodgehv/lodge/e2e/agent/rpc"
+)
+
+// Host is a machine that lodge-vmm runs on.
+type Host struct {
+	*rpc.Client
+	VMM string                    // path of lodge-vmm there
+	Run string                    // directory for sockets and definitions
+	Of  func(arch string) BootSet // what guests of an architecture boot from
+}
+
+// BootSet are the files of one guest's architecture, as paths on the Host.
+type BootSet struct{ Kernel, Initrd, Disk string }
+
+// AgentPort is the vsock port of the agent inside a guest.
+const AgentPort = 1024
+
+// Config describes a guest. Sockets are named after it: see Path.
+type Config struct {
+	Name     string
+	Arch     string // amd64 or i386
+	CPUs     int    // 0 is 1
+	MemoryMB int    // 0 is 256
+	CID      uint32 // vsock, for the agent; 0 leaves it out
+	Cmdline  string // added to the kernel's command line
+	Disk     string // in place of the architecture's
+	Extra    string // TOML that is appended, such as [[nic]] tables
+	Flags    string // keys of the definition's top level, such as "balloon = true"
+	Console  io.Writer
+}
+
+// Guest is a guest that was started.
+type Guest struct {
+	cfg  Config
+	host *Host
+	proc *rpc.Process
+	in   *io.PipeWriter
+
+	mu      sync.Mutex
+	text    strings.Builder // what the console has shown
+	changed chan struct{}   // closed and replaced when text grows
+}
+
+// Path returns the path on the host of the guest's file that ends in suffix: ".toml", ".sock" (control), ".vsock".
+func (h *Host) Path(name, suffix string) string { return path.Join(h.Run, name+suffix) }
+
+// Definition returns the guest's definition.
+func (h *Host) Definition(c Config) string {
+	set := h.Of(c.Arch)
+	if c.Disk != "" {
+		set.Disk = c.Disk
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "name = %q\ncpus = %d\nmemory = \"%dM\"\ncontrol = %q\n%s\n",
+		c.Name, max(c.CPUs, 1), max(c.MemoryMB, defaultMemory), h.Path(c.Name, ".sock"), c.Flags)
+	fmt.Fprintf(&b, "[boot]\nkernel = %q\ninitrd = %q\ncmdline = \"console=ttyS0 root=/dev/vda rw panic=-1 quiet lodge.name=%s %s\"\n",
+		set.Kernel, set.Initrd, c.Name, c.Cmdline)
+	fmt.Fprintf(&b, "[[disk]]\nname = \"root\"\npath = %q\n", set.Disk)
+	if c.CID != 0 {
+		fmt.Fprintf(&b, "[vsock]\ncid = %d\npath = %q\n", c.CID, h.Path(c.Name, ".vsock"))
+	}
+	return b.String() + c.Extra
+}
+
+const defaultMemory = 256
+
+// Start starts a guest from its kernel. It does not wait for it.
+func (h *Host) Start(ctx context.Context, c Config) (*Guest, error) {
+	def := h.Path(c.Name, ".toml")
+	if err := h.Put(ctx, strings.NewReader(h.Definition(c)), def, 0o644); err != nil {
+		return nil, fmt.Errorf("guest %s: %w", c.Name, err)
+	}
+	return h.start(c, h.VMM, "run", def)
+}
+
+// Restore starts a guest from a state that was saved in dir, by command "restore" with the given flags.
+func (h *Host) Restore(c Config, dir string, flags ...string) (*Guest, error) {
+	return h.start(c, append(append([]string{h.VMM, "restore"}, flags...), dir)...)
+}
+
+func (h *Host) start(c Config, args ...string) (*Guest, error) {
+	g := &Guest{cfg: c, host: h, changed: make(chan struct{})}
+	stdin, in := io.Pipe()
+	g.in = in
+	var err error
+	g.proc, err = h.Client.Start(rpc.Cmd{Args: args, Stdin: stdin, Stdout: g, Stderr: g})
+	if err != nil {
+		return nil, fmt.Errorf("guest %s: %w", c.Name, err)
+	}
+	return g, nil
+}
+
+// Write takes what lodge-vmm prints: the console and its log.
+func (g *Guest) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	g.text.Write(p)
+	close(g.changed)
+	g.changed = make(chan struct{})
+	g.mu.Unlock()
+	if g.cfg.Console != nil {
+		return g.cfg.Console.Write(p)
+	}
+	return len(p), nil
+}
+
+// Console returns what the guest's console has shown.
+func (g *Guest) Console() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.text.String()
+}
+
+// Type types text on the guest's console.
+func (g *Guest) Type(text string) error {
+	_, err := io.WriteString(g.in, text)
+	return err
+}
+
+// Await waits until the console shows something that re matches, after the first skip bytes, and returns the match with
+// its groups. If lodge-vmm or ctx ends first, the error shows the console's end.
+func (g *Guest) Await(ctx context.Context, skip int, re *regexp.Regexp) ([]string, error) {
+	for {
+		g.mu.Lock()
+		text, changed := g.text.String(), g.changed
+		g.mu.Unlock()
+		if m := re.FindStringSubmatch(text[min(skip, len(text)):]); m != nil {
+			return m, nil
+		}
+		select {
+		case <-changed:
+		case <-g.proc.Done():
+			if m := re.FindStringSubmatch(g.Console()[skip:]); m != nil {
+				return m, nil
+			}
+			return nil, fmt.Errorf("guest %s: ended before %q:\n%s", g.cfg.Name, re, tail(g.Console()))
+		case <-ctx.Done():
+			return nil, fmt.Errorf("guest %s: no %q: %w:\n%s", g.cfg.Name, re, context.Cause(ctx), tail(g.Console()))
+		}
+	}
+}
+
+func tail(s string) string { return s[max(0, len(s)-4000):] }
+
+var (
+	initRE  = regexp.MustCompile(`lodge-guest: init ([0-9.]+)`)
+	readyRE = regexp.MustCompile(`lodge-guest: ready ([0-9.]+)`)
+)
+
+// Ready waits until the guest's user land is up, and returns when, in seconds of the guest's own clock since its start,
+// its init was started and when it was up.
+func (g *Guest) Ready(ctx context.Context) (initAt, readyAt float64, err error) {
+	m, err := g.Await(ctx, 0, readyRE)
+	if err != nil {
+		return 0, 0, err
+	}
+	if i := initRE.FindStringSubmatch(g.Console()); i != nil {
+		initAt, _ = strconv.ParseFloat(i[1], 64) // the expression matches numbers; "1.2.3" would be the guest's mistake
+	}
+	readyAt, _ = strconv.ParseFloat(m[1], 64)
+	return initAt, readyAt, nil
+}
+
+// Command runs "lodge-vmm command … guest …" and returns its standard output. args after the first may name more.
+func (g *Guest) Command(ctx context.Context, command string, args ...string) (string, error) {
+	line := append([]string{g.host.VMM, command, g.host.Path(g.cfg.Name, ".sock")}, args...)
+	r, err := g.host.Client.Run(ctx, line...)
+	if err == nil {
+		err = r.Check(line...)
+	}
+	return r.Stdout, err
+}
+
+// Agent connects to the agent inside the guest over vsock, as soon as it answers.
+func (g *Guest) Agent(ctx context.Context) (*rpc.Client, error) {
+	for {
+		c, err := g.agent(ctx)
+		if err == nil {
+			return c, nil
+		}
+		select {
+		case <-time.After(200 * time.Millisecond): // the guest cannot tell us when it listens
+		case <-g.proc.Done():
+			return nil, fmt.Errorf("guest %s: ended: %w:\n%s", g.cfg.Name, err, tail(g.Console()))
+		case <-ctx.Done():
+			return nil, fmt.Errorf("guest %s: its agent: %w (%w)", g.cfg.Name, err, context.Cause(ctx))
+		}
+	}
+}
+
+func (g *Guest) agent(ctx context.Context) (*rpc.Client, error) {
+	conn, err := g.host.Dial(ctx, "unix", g.host.Path(g.cfg.Name, ".vsock"))
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", AgentPort); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	var line []byte
+	for b := make([]byte, 1); ; line = append(line, b[0]) {
+		if _, err := io.ReadFull(conn, b); err != nil {
+			return nil, errors.Join(fmt.Errorf("vsock port %d: %w", AgentPort, err), conn.Close())
+		}
+		if b[0] == '\n' {
+			break
+		}
+		if len(line) > 64 {
+			return nil, errors.Join(errors.New("vsock: an answer without end"), conn.Close())
+		}
+	}
+	if !strings.HasPrefix(string(line), "OK ") {
+		return nil, errors.Join(fmt.Errorf("vsock port %d: %q", AgentPort, line), conn.Close())
+	}
+	return rpc.NewClient(ctx, conn)
+}
+
+// Wait waits for the end of lodge-vmm and returns its exit status.
+func (g *Guest) Wait(ctx context.Context) (int, error) {
+	s, err := g.proc.Wait(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("guest %s: %w:\n%s", g.cfg.Name, err, tail(g.Console()))
+	}
+	return s.Code, nil
+}
+
+// Kill ends lodge-vmm at once, as by SIGKILL, and waits for that.
+func (g *Guest) Kill(ctx context.Context) error {
+	if err := g.proc.Kill(); err != nil {
+		return err
+	}
+	_, err := g.proc.Wait(ctx)
+	return err
+}
+
+// PowerOff presses the guest's power button and waits until it is off.
+func (g *Guest) PowerOff(ctx context.Context) error {
+	if _, err := g.Command(ctx, "power-button"); err != nil {
+		return err
+	}
+	code, err := g.Wait(ctx)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("guest %s: lodge-vmm exits with %d:\n%s", g.cfg.Name, code, tail(g.Console()))
+	}
+	return err
+}
