@@ -66,6 +66,8 @@ const (
 	statusFeaturesOK  = 8
 	statusNeedsReset  = 64
 	statusFailed      = 128
+	// statusOfDriver are the bits that the driver sets: the others are the device's, or nobody's.
+	statusOfDriver = statusAcknowledge | statusDriver | statusDriverOK | statusFeaturesOK | statusFailed
 )
 
 // Bits of the ISR status, virtio 1.2 §4.1.4.5.

@@ -181,9 +181,10 @@ func (t *Transport) WriteConfig(off int, p []byte) {
 	t.fn.WriteConfig(off, p)
 }
 
-// window returns the offset in the BAR that an access to the capability's data means, if it means one.
+// window returns the offset in the BAR that an access to the capability's data means, if it means one: from the start of
+// the data, with the length that the guest has set, and aligned to it.
 func (t *Transport) window(off, n int) (uint64, bool) {
-	if off < t.pciCap+16 || off+n > t.pciCap+20 {
+	if off != t.pciCap+16 || n > 4 {
 		return 0, false
 	}
 	var c [16]byte

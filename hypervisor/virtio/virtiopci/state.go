@@ -20,12 +20,12 @@ func (t *Transport) Pause() error {
 	return nil
 }
 
-// Resume implements snap.Component.
+// Resume implements snap.Component. A device that is broken stays stopped until its driver resets it.
 func (t *Transport) Resume() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.paused = false
-	if t.env == nil || t.running {
+	if t.env == nil || t.running || t.status.Load()&statusNeedsReset != 0 {
 		return nil
 	}
 	return t.start()
@@ -49,7 +49,10 @@ func (t *Transport) State(c *snap.Codec) {
 	t.intx.Lock()
 	c.U8(&t.isr)
 	t.intx.Unlock()
-	if t.driverFeatures&^t.offered() != 0 && status&statusFeaturesOK != 0 {
+	if status&^(statusOfDriver|statusNeedsReset) != 0 || status&statusDriverOK != 0 && status&statusFeaturesOK == 0 {
+		c.Fail("device status %#x, which no device has", status)
+	}
+	if status&statusFeaturesOK != 0 && !t.featuresFit() {
 		c.Fail("the guest uses features %#x, and this device offers %#x: the host or the definition has changed",
 			t.driverFeatures, t.offered())
 	}
@@ -74,8 +77,8 @@ func (q *queueRegs) state(c *snap.Codec, t *Transport) {
 	c.U64(&desc)
 	c.U64(&avail)
 	c.U64(&used)
-	if q.cfg.Size > q.max {
-		c.Fail("a queue of %d entries, where %d are possible", q.cfg.Size, q.max)
+	if n := q.cfg.Size; n == 0 || n&(n-1) != 0 || n > q.max {
+		c.Fail("a queue of %d entries, where powers of two up to %d are possible", n, q.max)
 	}
 	q.vector.Store(t.vector(uint64(vector)))
 	q.cfg.Desc, q.cfg.Avail, q.cfg.Used = mem.GPA(desc), mem.GPA(avail), mem.GPA(used)

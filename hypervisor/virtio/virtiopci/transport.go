@@ -189,7 +189,7 @@ func (t *Transport) setStatus(v uint8) {
 		return
 	}
 	old := uint8(t.status.Load())
-	v |= old // §2.1.1: the driver must not clear a bit
+	v = v&statusOfDriver | old // §2.1.1: the driver must not clear a bit
 	if v&^old&statusFeaturesOK != 0 && !t.featuresFit() {
 		v &^= statusFeaturesOK
 	}
@@ -306,6 +306,15 @@ func (t *Transport) setActive(active bool) {
 	defer t.bells.Unlock()
 	t.active = active
 	t.rebind()
+}
+
+// fdOf returns the descriptor of queue i's eventfd. Fd() would switch the file to blocking mode.
+func (t *Transport) fdOf(i int) int {
+	fd := -1
+	if raw, err := t.queues[i].kick.SyscallConn(); err == nil {
+		_ = raw.Control(func(u uintptr) { fd = int(u) })
+	}
+	return fd
 }
 
 // rebind makes the doorbells agree with the BAR. They are bound only while the driver may kick: a guest moves its BARs
