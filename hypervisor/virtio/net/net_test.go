@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"testing"
@@ -254,6 +255,68 @@ func TestReceiveWaitsForBuffers(t *testing.T) {
 	}
 	if !bytes.Equal(got[HeaderSize:], f) {
 		t.Error("packet is damaged")
+	}
+}
+
+// Packets of all lengths through small buffers that come back in turn.
+func TestReceiveManyLengths(t *testing.T) {
+	r, far := newStream(t, 0)
+	q := r.Queues[rxQueue]
+	bufs := make(map[uint16]virtiotest.Desc)
+	for range 64 {
+		d := r.In(300)
+		bufs[q.Send(d)] = d
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var sizes []int
+	for range 500 {
+		sizes = append(sizes, minFrame+rnd.IntN(40)+rnd.IntN(2)*rnd.IntN(4000))
+	}
+	go func() {
+		for i, n := range sizes {
+			_, _ = far.Write(framed(frame(n, byte(i))))
+		}
+	}()
+	for i, n := range sizes {
+		var got []byte
+		for left := 1; left > 0; left-- {
+			head, n := q.Wait()
+			d := bufs[head]
+			if got = append(got, r.Bytes(d.Addr, int(n))...); len(got) == int(n) {
+				left = int(binary.LittleEndian.Uint16(got[hdrNumBuffers:]))
+			}
+			delete(bufs, head)
+			bufs[q.Send(d)] = d
+		}
+		if !bytes.Equal(got[HeaderSize:], frame(n, byte(i))) {
+			t.Fatalf("packet %d of %d bytes is damaged or out of order: %d bytes", i, n, len(got)-HeaderSize)
+		}
+	}
+}
+
+// A packet that is longer than all buffers that the queue can hold would wait for ever: it is dropped.
+func TestReceiveDropsWhatNeverFits(t *testing.T) {
+	r, far := newStream(t, 0)
+	q, d := r.Queues[rxQueue], r.In(100)
+	for range queueSize {
+		q.Send(d)
+	}
+	if _, err := far.Write(framed(frame(100*queueSize, 1), frame(60, 2))); err != nil {
+		t.Fatal(err)
+	}
+	if _, n := q.Wait(); int(n) != HeaderSize+60 {
+		t.Errorf("%d bytes, want %d", n, HeaderSize+60)
+	}
+}
+
+func TestDeframerBounds(t *testing.T) {
+	for n, ok := range map[int]bool{0: false, 1: true, MaxFrame: true, MaxFrame + 1: false} {
+		d := deframer{buf: make([]byte, streamBuffer)}
+		d.filled(copy(d.free(), framed(make([]byte, n))))
+		got, err := d.next()
+		if (err == nil) != ok || ok && len(got) != n {
+			t.Errorf("frame of %d bytes: got %d, %v", n, len(got), err)
+		}
 	}
 }
 

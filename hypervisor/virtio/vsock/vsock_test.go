@@ -364,6 +364,7 @@ func TestReset(t *testing.T) {
 	g.expect(opRST)
 	// Another guest's name, and an answer to a reset: no answer.
 	g.sendRaw(packet{srcCID: 43, dstCID: hostCID, srcPort: 9, dstPort: 80, kind: typeStream, op: opRequest}, nil)
+	g.quiet()
 	g.send(packet{srcPort: 9, dstPort: 80, op: opRST}, nil)
 	g.quiet()
 }
@@ -626,6 +627,10 @@ func TestLimit(t *testing.T) {
 func TestPause(t *testing.T) {
 	g := newGuest(t, 16)
 	c := g.connect(g.listen(80), 1, 80)
+	for range 20 { // more than there are buffers: one that is waiting for a packet is given back
+		g.Stop()
+		g.Start()
+	}
 	in, out := pattern(100000), pattern(30000)
 	go c.Write(in)
 	got := g.recvData(10)
