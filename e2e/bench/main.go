@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"syscall"
+	"text/tabwriter"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout)
+	stop()
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, out io.Writer) error {
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	only := fs.String("only", "", "measure the figures whose name matches this `pattern`")
+	file := fs.String("out", filepath.Join("out", "bench.json"), "`file` for the results")
+	vmm := fs.String("vmm", filepath.Join("bin", "lodge-vmm"), "the VMM to measure")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	pattern, err := regexp.Compile(*only)
+	if err != nil {
+		return fmt.Errorf("-only: %w", err)
+	}
+	dir, err := os.MkdirTemp("", "lodge-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	// As lodge-vmm does for each vCPU.
+	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
+
+	var results []result
+	var errs []error
+	for _, f := range figures(*vmm, dir) {
+		if !pattern.MatchString(f.name) {
+			continue
+		}
+		fmt.Fprintf(out, "%s ...\n", f.name)
+		r, err := f.measure(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.name, err))
+			continue
+		}
+		results = append(results, r)
+	}
+	if err := write(*file, results); err != nil {
+		return err
+	}
+	return errors.Join(append(errs, print(out, results))...)
+}
+
+// figures are all that can be measured.
+func figures(vmm, dir string) []figure {
+	return slices.Concat(processes(vmm, dir), []figure{exits(dir), restore(dir)})
+}
+
+func write(file string, results []result) error {
+	b, err := json.MarshalIndent(results, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(b, '\n'), 0o644)
+}
+
+func print(out io.Writer, results []result) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "figure\tours\tpeer\tratio\tgoal\t")
+	for _, r := range results {
+		peer, ratio := "", ""
+		if r.Peer != nil {
+			peer = fmt.Sprintf("%.4g %s (%s)", *r.Peer, r.Unit, r.PeerName)
+			ratio = fmt.Sprintf("%.3f", *r.Ratio)
+		}
+		verdict := "met"
+		if !r.met {
+			verdict = "MISSED"
+		}
+		fmt.Fprintf(w, "%s\t%.4g %s\t%s\t%s\t%s\t%s\n", r.Name, r.Ours, r.Unit, peer, ratio, r.Goal, verdict)
+	}
+	return w.Flush()
+}
