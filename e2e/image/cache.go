@@ -85,7 +85,7 @@ func (b *Builder) Result(ctx context.Context, name, key string, build func(ctx c
 	if err := os.MkdirAll(b.Dir, 0o755); err != nil {
 		return "", err
 	}
-	unlock, err := Lock(ctx, filepath.Join(b.Dir, "."+name+".lock"))
+	unlock, err := Lock(ctx, filepath.Join(b.Dir, "."+name+".lock"), func() { b.logf("%s: another process builds it", name) })
 	if err != nil {
 		return "", err
 	}
@@ -138,8 +138,9 @@ func (b *Builder) prune(name, key string) error {
 const lockRetry = 100 * time.Millisecond
 
 // Lock takes an exclusive lock on a file, which it creates, and returns what
-// gives it up. The kernel gives it up when the process ends.
-func Lock(ctx context.Context, path string) (unlock func(), err error) {
+// gives it up. The kernel gives it up when the process ends. If another process
+// has the lock, wait is called once, when it is not nil.
+func Lock(ctx context.Context, path string, wait func()) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
@@ -152,6 +153,10 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			f.Close()
 			return nil, fmt.Errorf("%s: flock: %w", path, err)
+		}
+		if wait != nil {
+			wait()
+			wait = nil
 		}
 		select {
 		case <-ctx.Done():

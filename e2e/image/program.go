@@ -17,7 +17,7 @@ func (b *Builder) GoProgram(ctx context.Context, pkg, goarch string) (path, key 
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", "", err
 	}
-	unlock, err := Lock(ctx, filepath.Join(dir, ".lock"))
+	unlock, err := Lock(ctx, filepath.Join(dir, ".lock"), nil)
 	if err != nil {
 		return "", "", err
 	}
