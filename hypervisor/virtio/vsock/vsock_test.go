@@ -627,7 +627,7 @@ func TestLimit(t *testing.T) {
 func TestPause(t *testing.T) {
 	g := newGuest(t, 16)
 	c := g.connect(g.listen(80), 1, 80)
-	for range 20 { // more than there are buffers: one that is waiting for a packet is given back
+	for range 64 { // far more than there are buffers: one that waits for a packet is given back
 		g.send(packet{srcPort: 1, dstPort: 80, op: opCreditRequest, bufAlloc: 1 << 20}, nil)
 		g.expect(opCreditUpdate)
 		g.Stop()
