@@ -15,5 +15,5 @@
 //
 // Guests are Debian 12's kernel and user land as packaged, with files/guest laid
 // over them: sysvinit's inittab with a boot script of ours in place of the rc
-// scripts, because an emulated CPU takes half a minute for systemd.
+// scripts, because every process that a guest starts costs an emulated CPU dearly.
 package image
