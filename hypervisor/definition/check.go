@@ -36,11 +36,12 @@ type checker struct {
 	errs  []error
 }
 
-// fail reports msg at key, or at the nearest table above it that the file has.
+// fail reports msg at key, or at the nearest key or table above it that the file has: "disk[1].path" may be missing, or
+// written within "disk".
 func (c *checker) fail(key, format string, args ...any) {
 	line, ok := c.lines[key]
-	for !ok && strings.Contains(key, ".") {
-		key = key[:strings.LastIndex(key, ".")]
+	for !ok && key != "" {
+		key = key[:max(strings.LastIndexAny(key, ".["), 0)]
 		line, ok = c.lines[key]
 	}
 	c.errs = append(c.errs, &Error{c.file, line, fmt.Sprintf(format, args...)})
@@ -53,10 +54,12 @@ func (c *checker) definition(d *Definition) {
 	if d.UUID != "" && !uuidRE.MatchString(d.UUID) {
 		c.fail("uuid", "uuid %q: write it as 8-4-4-4-12 hexadecimal digits, or leave it out", d.UUID)
 	}
-	if d.CPUs < 0 || d.CPUs > MaxCPUs {
+	if _, given := c.lines["cpus"]; d.CPUs < 0 || d.CPUs > MaxCPUs || d.CPUs == 0 && given {
 		c.fail("cpus", "cpus = %d: 1 to %d are possible", d.CPUs, MaxCPUs)
 	}
-	if d.Memory < MinMemory || d.Memory > MaxMemory || d.Memory%4096 != 0 {
+	if _, given := c.lines["memory"]; !given {
+		c.fail("memory", "no memory: set it to a size such as \"512M\"")
+	} else if d.Memory < MinMemory || d.Memory > MaxMemory || d.Memory%4096 != 0 {
 		c.fail("memory", "memory = %q: from %v to %v in whole pages are possible", d.Memory, Size(MinMemory), Size(MaxMemory))
 	}
 	c.boot(&d.Boot)
@@ -93,6 +96,9 @@ func (c *checker) disks(disks []Disk) {
 		if len(k.Serial) > 20 {
 			c.fail(at+".serial", "disk %q: serial %q has %d bytes: at most 20 are possible", k.Name, k.Serial, len(k.Serial))
 		}
+		if strings.ContainsFunc(k.Serial, func(r rune) bool { return r < ' ' || r > '~' }) {
+			c.fail(at+".serial", "disk %q: serial %q: use printable ASCII characters", k.Name, k.Serial)
+		}
 	}
 }
 
@@ -115,12 +121,13 @@ func (c *checker) nics(nics []NIC) {
 			continue
 		}
 		mac, err := net.ParseMAC(n.MAC)
-		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 || [6]byte(mac) == [6]byte{} {
 			c.fail(at+".mac", "nic %q: mac %q: write a unicast address such as 52:54:00:12:34:56, or leave it out", n.Name, n.MAC)
 		} else if other, taken := macs[mac.String()]; taken {
 			c.fail(at+".mac", "nic %q: mac %s is also nic %q's: give each card its own", n.Name, n.MAC, other)
+		} else {
+			macs[mac.String()] = n.Name
 		}
-		macs[mac.String()] = n.Name
 	}
 }
 
@@ -147,6 +154,35 @@ func (c *checker) others(d *Definition) {
 		if v.Path == "" {
 			c.fail("vsock", "vsock: set path to the socket to make")
 		}
+	}
+}
+
+// maxSocketPath is how many bytes the path of a Unix socket has at most (unix(7), less the final NUL), and maxPortSuffix
+// what a vsock connection appends to it.
+const (
+	maxSocketPath = 107
+	maxPortSuffix = len("_4294967295")
+)
+
+// sockets checks the paths of sockets, which are absolute by now.
+func (c *checker) sockets(d *Definition) {
+	check := func(key, path string, limit int) {
+		if len(path) > limit {
+			c.fail(key, "socket %s: the path has %d bytes: the kernel takes at most %d", path, len(path), limit)
+		}
+	}
+	check("control", d.Control, maxSocketPath)
+	if d.Serial.Mode == "socket" {
+		check("serial.path", d.Serial.Path, maxSocketPath)
+	}
+	if d.Console != nil {
+		check("console.path", d.Console.Path, maxSocketPath)
+	}
+	if d.Vsock != nil {
+		check("vsock.path", d.Vsock.Path, maxSocketPath-maxPortSuffix)
+	}
+	for i, n := range d.NICs {
+		check(fmt.Sprintf("nic[%d].socket", i), n.Socket, maxSocketPath)
 	}
 }
 
@@ -183,7 +219,9 @@ func (d *Definition) complete(dir string) {
 	for i := range d.NICs {
 		n := &d.NICs[i]
 		paths = append(paths, &n.Socket)
-		if n.MAC == "" {
+		if mac, err := net.ParseMAC(n.MAC); err == nil {
+			n.MAC = mac.String()
+		} else {
 			n.MAC = nameMAC(d.UUID, n.Name)
 		}
 	}
@@ -224,31 +262,47 @@ func (d *Definition) UUIDBytes() (u [16]byte) {
 	return u
 }
 
-// CheckHost reports what of d this host does not have: files that are missing, and memory. file is what errors call the
-// definition.
+// CheckHost reports what of d this host does not have: files that are missing or cannot be used, and memory. file is what
+// errors call the definition. The error is a join of *Error.
 func (d *Definition) CheckHost(file string) error {
-	var errs []error
-	need := func(what, path, advice string) {
-		if path == "" {
-			return
+	c := checker{file: file, lines: d.lines}
+	c.hostFile("boot.kernel", "kernel", d.Boot.Kernel, unix.R_OK, "correct the path")
+	c.hostFile("boot.initrd", "initrd", d.Boot.Initrd, unix.R_OK, "correct the path")
+	c.hostFile("boot.firmware", "firmware", d.Boot.Firmware, unix.R_OK, "correct the path, or install the package seabios")
+	for i, k := range d.Disks {
+		mode := uint32(unix.R_OK | unix.W_OK)
+		if k.ReadOnly {
+			mode = unix.R_OK
 		}
-		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, &Error{File: file, Msg: fmt.Sprintf("%s %s does not exist: %s", what, path, advice)})
-		} else if err != nil {
-			errs = append(errs, &Error{File: file, Msg: fmt.Sprintf("%s %s: %v", what, path, err)})
-		}
-	}
-	need("kernel", d.Boot.Kernel, "correct the path")
-	need("initrd", d.Boot.Initrd, "correct the path")
-	need("firmware", d.Boot.Firmware, "correct the path, or install the package seabios")
-	for _, k := range d.Disks {
-		need(fmt.Sprintf("disk %q:", k.Name), k.Path, fmt.Sprintf("correct the path, or make one with 'truncate -s 8G %s'", k.Path))
+		c.hostFile(fmt.Sprintf("disk[%d].path", i), fmt.Sprintf("disk %q:", k.Name), k.Path, mode,
+			fmt.Sprintf("correct the path, or make one with 'truncate -s 8G %s'", k.Path))
 	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {
 		if total := Size(uint64(info.Totalram) * uint64(info.Unit)); d.Memory > total {
-			errs = append(errs, &Error{File: file, Msg: fmt.Sprintf("memory = %q: this host has %d MiB: give the guest less", d.Memory, total>>20)})
+			c.fail("memory", "memory = %q: this host has %d MiB: give the guest less", d.Memory, total>>20)
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(c.errs...)
+}
+
+// hostFile checks that the file at path is there and allows mode, a mask of access(2). advice is for when it is not there.
+func (c *checker) hostFile(key, what, path string, mode uint32, advice string) {
+	if path == "" {
+		return
+	}
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		c.fail(key, "%s %s does not exist: %s", what, path, advice)
+	case err != nil:
+		c.fail(key, "%s %v", what, err)
+	case st.IsDir():
+		c.fail(key, "%s %s is a directory: name a file in it", what, path)
+	case unix.Access(path, mode) == nil:
+	case mode&unix.W_OK != 0 && unix.Access(path, unix.R_OK) == nil:
+		c.fail(key, "%s %s cannot be written: change its permissions, or set readonly = true", what, path)
+	default:
+		c.fail(key, "%s %s cannot be read: change its permissions", what, path)
+	}
 }

@@ -5,6 +5,8 @@ package definition
 import (
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -30,6 +32,8 @@ type Definition struct {
 	RNG     *bool   `toml:"rng,omitempty"`     // entropy device; on if it is missing
 	Control string  `toml:"control,omitempty"`
 	Huge    bool    `toml:"huge_pages,omitempty"`
+
+	lines map[string]int // of the file that it was read from, see index
 }
 
 // Boot says what the guest starts with: a kernel or firmware.
@@ -75,20 +79,22 @@ type Vsock struct {
 	Path string `toml:"path"` // Unix socket for connections to the guest; those from it go to PATH_PORT
 }
 
-// Size is a number of bytes, written with a suffix K, M or G (powers of 1024).
+// Size is a number of bytes below 2⁶³, written with a suffix K, M, G or T (powers of 1024), which KiB or KB and so on may
+// stand for.
 type Size uint64
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (s *Size) UnmarshalText(b []byte) error {
-	text := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(string(b)), "B"), "I")
-	shift := 0
+	text, shift := string(b), 0
 	for i, suffix := range []string{"K", "M", "G", "T"} {
-		if t, ok := strings.CutSuffix(text, suffix); ok {
-			text, shift = t, 10*(i+1)
+		for _, unit := range []string{suffix + "IB", suffix + "B", suffix} {
+			if n := len(text) - len(unit); shift == 0 && n > 0 && strings.EqualFold(text[n:], unit) {
+				text, shift = text[:n], 10*(i+1)
+			}
 		}
 	}
 	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil || n > 1<<63>>shift {
+	if err != nil || n > math.MaxInt64>>shift {
 		return fmt.Errorf("size %q: write it as a number with K, M or G, such as \"512M\"", b)
 	}
 	*s = Size(n << shift)
@@ -128,16 +134,17 @@ const maxFile = 1 << 20
 
 // Load reads and validates the file at path. The error is a join of *Error.
 func Load(path string) (*Definition, error) {
-	st, err := os.Stat(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("definition: %w", err)
 	}
-	if st.Size() > maxFile {
-		return nil, &Error{File: path, Msg: fmt.Sprintf("%d bytes: a definition has at most %d", st.Size(), maxFile)}
-	}
-	b, err := os.ReadFile(path)
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("definition: %w", err)
+	}
+	if len(b) > maxFile {
+		return nil, &Error{File: path, Msg: fmt.Sprintf("more than %d bytes: a definition is a text of a few lines", maxFile)}
 	}
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
@@ -154,12 +161,16 @@ func Parse(name, dir string, b []byte) (*Definition, error) {
 	if err := dec.Decode(d); err != nil {
 		return nil, decodeError(name, err)
 	}
-	c := checker{file: name, lines: index(b)}
+	d.lines = index(b)
+	c := checker{file: name, lines: d.lines}
 	c.definition(d)
+	if len(c.errs) == 0 {
+		d.complete(dir)
+		c.sockets(d)
+	}
 	if err := errors.Join(c.errs...); err != nil {
 		return nil, err
 	}
-	d.complete(dir)
 	return d, nil
 }
 
@@ -180,7 +191,16 @@ func decodeError(file string, err error) error {
 	var dec *toml.DecodeError
 	if errors.As(err, &dec) {
 		row, _ := dec.Position()
-		return &Error{file, row, strings.TrimPrefix(dec.Error(), "toml: ")}
+		msg, key := strings.TrimPrefix(dec.Error(), "toml: "), strings.Join(dec.Key(), ".")
+		// The decoder names Go's types, which mean nothing to whoever wrote the file.
+		if what, mismatch := strings.CutPrefix(msg, "cannot decode TOML "); mismatch {
+			what, _, _ = strings.Cut(what, " into ")
+			msg = fmt.Sprintf("a value of type %s is not what belongs here: see lodge-vmm(1)", what)
+		}
+		if key != "" {
+			msg = key + ": " + msg
+		}
+		return &Error{file, row, msg}
 	}
 	return &Error{File: file, Msg: strings.TrimPrefix(err.Error(), "toml: ")}
 }

@@ -2,6 +2,7 @@ package definition
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2/unstable"
 )
@@ -43,7 +44,7 @@ func key(p *unstable.Parser, e *unstable.Node) (path string, line int) {
 		} else {
 			line = p.Shape(n.Raw).Start.Line
 		}
-		path += string(n.Data)
+		path += strings.ToLower(string(n.Data)) // the decoder takes either case
 	}
 	return path, line
 }
