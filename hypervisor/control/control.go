@@ -2,8 +2,9 @@
 //
 // A request is one line, {"id": 1, "method": "save", "params": {…}}. While it is worked on there may be lines {"id": 1,
 // "progress": {"done": 10, "total": 100}}; at the end comes {"id": 1, "result": {…}} or {"id": 1, "error": {"code": "…",
-// "message": "…"}}. Requests of one connection are answered in their order; a request ends early when its connection is
-// closed. docs/control.md lists the methods.
+// "message": "…"}}. Requests of one connection are answered in their order. A client may shut down its sending side and read
+// on; when it closes the connection, the request that is under way ends early, unless another one waits behind it.
+// docs/control.md lists the methods.
 package control
 
 import (
@@ -16,6 +17,9 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Bounds on what a client can make a server hold.
@@ -85,10 +89,10 @@ type request struct {
 }
 
 type reply struct {
-	ID       uint64    `json:"id"`
-	Progress *Progress `json:"progress,omitempty"`
-	Result   any       `json:"result,omitempty"`
-	Error    *Error    `json:"error,omitempty"`
+	ID       uint64          `json:"id"`
+	Progress *Progress       `json:"progress,omitempty"`
+	Result   json.RawMessage `json:"result,omitempty"`
+	Error    *Error          `json:"error,omitempty"`
 }
 
 // Serve answers until ctx ends. It closes l, and returns when all connections are closed and their methods have returned.
@@ -128,8 +132,11 @@ func (s *Server) converse(ctx context.Context, conn net.Conn) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	lines := make(chan []byte)
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		defer cancel()
+		defer awaitHangup(conn)
 		defer close(lines)
 		in := bufio.NewScanner(conn)
 		in.Buffer(nil, maxLine)
@@ -152,8 +159,25 @@ func (s *Server) converse(ctx context.Context, conn net.Conn) {
 	}
 	conn.Close()
 	cancel()
-	for range lines { // until the reader has ended
+	<-done
+}
+
+// awaitHangup returns when the other side of a connection that has sent its last byte is closed, or this side. A client
+// that has only shut down its sending side, as socat does at the end of its input, still waits for answers.
+func awaitHangup(conn net.Conn) {
+	c, ok := conn.(syscall.Conn)
+	if !ok {
+		return
 	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(func(fd uintptr) bool { // called again whenever the kernel has news of the socket; fails once it is closed
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		_, err := unix.Poll(p, 0)
+		return err != unix.EINTR && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+	})
 }
 
 func (s *Server) answer(ctx context.Context, line []byte, out *json.Encoder) reply {
@@ -178,7 +202,11 @@ func (s *Server) answer(ctx context.Context, line []byte, out *json.Encoder) rep
 	if result == nil {
 		result = struct{}{}
 	}
-	return reply{ID: r.ID, Result: result}
+	b, err := json.Marshal(result)
+	if err != nil {
+		return reply{ID: r.ID, Error: &Error{CodeFailed, fmt.Sprintf("result of %s: %v", r.Method, err)}}
+	}
+	return reply{ID: r.ID, Result: b}
 }
 
 // Client is a connection to a Server, for one call at a time.
@@ -234,10 +262,7 @@ func (c *Client) call(method string, params, result any, progress func(Progress)
 		if err != nil {
 			return fmt.Errorf("%s: %w", method, err)
 		}
-		var a struct {
-			reply
-			Result json.RawMessage `json:"result"`
-		}
+		var a reply
 		if err := json.Unmarshal(line, &a); err != nil {
 			return fmt.Errorf("%s: answer %q: %w", method, line, err)
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"math"
 	"net"
 	"path/filepath"
 	"strings"
@@ -106,6 +108,80 @@ func TestCallerGoes(t *testing.T) {
 	case <-ended:
 	case <-time.After(10 * time.Second):
 		t.Error("the method goes on")
+	}
+}
+
+// A client that has nothing more to send still gets its answers: echo '{…}' | socat - UNIX-CONNECT:….
+func TestHalfClosed(t *testing.T) {
+	release := make(chan struct{})
+	path := serve(t, map[string]Handler{"wait": func(ctx context.Context, _ *Call) (any, error) {
+		select {
+		case <-release:
+			return "done", nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}})
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, `{"id":1,"method":"wait"}`+"\n"+`{"id":2,"method":"wait"}`+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.UnixConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	release <- struct{}{}
+	close(release)
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	got, err := io.ReadAll(conn)
+	if want := `{"id":1,"result":"done"}` + "\n" + `{"id":2,"result":"done"}` + "\n"; err != nil || string(got) != want {
+		t.Errorf("answers %q, %v, want %q", got, err, want)
+	}
+}
+
+// A method of a client that first shut down its sending side and then went is told to end.
+func TestHalfClosedGoes(t *testing.T) {
+	started, ended := make(chan struct{}), make(chan struct{})
+	path := serve(t, map[string]Handler{"wait": func(ctx context.Context, _ *Call) (any, error) {
+		close(started)
+		<-ctx.Done()
+		close(ended)
+		return nil, ctx.Err()
+	}})
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, `{"id":1,"method":"wait"}`+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	<-started
+	if err := conn.(*net.UnixConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+		t.Error("the method ended before its client went")
+	case <-time.After(10 * time.Millisecond):
+	}
+	conn.Close()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the method goes on")
+	}
+}
+
+func TestUnusableResult(t *testing.T) {
+	path := serve(t, map[string]Handler{"odd": func(context.Context, *Call) (any, error) { return math.NaN(), nil }})
+	err := dial(t, path).Call(t.Context(), "odd", nil, nil, nil)
+	var e *Error
+	if !errors.As(err, &e) || e.Code != CodeFailed || !strings.HasPrefix(e.Message, "result of odd: ") {
+		t.Errorf("%v", err)
 	}
 }
 
