@@ -1,0 +1,102 @@
+package machine
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"github.com/lodgehv/lodge/hypervisor/kvm/kvmtest"
+	"github.com/lodgehv/lodge/hypervisor/legacy"
+	"github.com/lodgehv/lodge/hypervisor/mem"
+)
+
+// Every way in which a guest ends its machine.
+func TestEndings(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		do   func(g *guest)
+		want Outcome
+	}{
+		{"debug exit", func(g *guest) { g.Out8(legacy.DebugExitBase, 3) },
+			Outcome{Reason: DebugExit, Code: 7, Detail: "debug exit 3"}},
+		{"debug exit 0", func(g *guest) { g.Out32(legacy.DebugExitBase, 0) },
+			Outcome{Reason: DebugExit, Code: 1, Detail: "debug exit 0"}},
+		{"triple fault", (*guest).fault, Outcome{Reason: Reboot, Detail: "triple fault"}},
+		{"0xcf9", func(g *guest) { g.Out8(legacy.ResetPort, 2); g.Out8(legacy.ResetPort, 6) },
+			Outcome{Reason: Reboot, Detail: "reset by port 0xcf9"}},
+		{"i8042", func(g *guest) { g.Out8(legacy.I8042Command, 0xfe) },
+			Outcome{Reason: Reboot, Detail: "reset by the keyboard controller"}},
+		{"port 0x92", func(g *guest) { g.Out8(legacy.Port92, 1) },
+			Outcome{Reason: Reboot, Detail: "reset by port 0x92"}},
+		{"FADT's reset register", (*guest).resetByFADT, Outcome{Reason: Reboot, Detail: "reset by port 0xcf9"}},
+		{"PM1a_CNT", func(g *guest) { g.Out16(legacy.PMBase+legacy.PM1ControlOff, uint16(legacy.S5.SleepType())<<10|1<<13) },
+			Outcome{Reason: PowerOff, Detail: "ACPI state S5"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := newGuest(t, small(t, kvmtest.RemoteProgram()))
+			if v := g.In8(0x80); v != 0xff {
+				t.Errorf("port 0x80 reads %#x: the guest does not run", v)
+			}
+			c.do(g)
+			if got := outcome(t, g.Machine); got != c.want {
+				t.Errorf("ended with %+v, want %+v", got, c.want)
+			}
+		})
+	}
+	t.Run("Close", func(t *testing.T) {
+		g := newGuest(t, small(t, kvmtest.RemoteProgram()))
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+		if got, want := outcome(t, g.Machine), (Outcome{Reason: Closed}); got != want {
+			t.Errorf("ended with %+v, want %+v", got, want)
+		}
+		if g.Start() == nil || g.Pause() == nil || g.NMI() == nil || g.Save(t.Context(), t.TempDir()+"/x", nil, nil) == nil {
+			t.Error("a closed machine obeys")
+		}
+	})
+}
+
+func (g *guest) fault() { g.TripleFault() }
+
+// resetByFADT does what an operating system does: start information → RSDP → XSDT → FADT → RESET_REG and RESET_VALUE
+// (ACPI 6.5 §4.8.3.6).
+func (g *guest) resetByFADT() {
+	const startInfo = 0x6000
+	rsdp := g.Load32(startInfo + 32)
+	xsdt := g.Load32(rsdp + 24)
+	n := (g.Load32(xsdt+4) - 36) / 8
+	for i := range n {
+		table := g.Load32(xsdt + 36 + 8*i)
+		if string(binary.LittleEndian.AppendUint32(nil, g.Load32(table))) != "FACP" {
+			continue
+		}
+		reg := g.bytes(mem.GPA(table)+116, 12) // a generic address structure
+		if reg[0] != 1 {
+			g.t.Fatalf("RESET_REG is in address space %d", reg[0])
+		}
+		g.Out8(binary.LittleEndian.Uint16(reg[4:]), g.Load8(table+128))
+		return
+	}
+	g.t.Fatalf("no FADT among %d tables", n)
+}
+
+// The power button sets its bit and interrupts; the guest then switches off.
+func TestPowerButton(t *testing.T) {
+	g := newGuest(t, small(t, kvmtest.RemoteProgram()))
+	const status, enable, sci, vector = legacy.PMBase, legacy.PMBase + 2, 9, 0x25
+	g.ioapic(sci, vector, true)
+	g.Out16(enable, legacy.PM1PowerButton)
+	g.Sti()
+	g.quiet()
+	g.PowerButton()
+	g.expect(vector)
+	if v := g.In16(status); v&legacy.PM1PowerButton == 0 {
+		t.Errorf("PM1_STS is %#x", v)
+	}
+	g.Out16(status, legacy.PM1PowerButton)
+	g.endLevel(vector)
+	g.Out16(legacy.PMBase+legacy.PM1ControlOff, 1<<13|1)
+	if o := outcome(t, g.Machine); o.Reason != PowerOff {
+		t.Errorf("ended with %+v", o)
+	}
+}
