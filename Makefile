@@ -16,13 +16,13 @@ build: ## build all binaries into bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
 
-test: build bin/testrun ## run all tests, and each fuzz target for FUZZTIME (10s)
+test: deps build bin/testrun ## run all tests, and each fuzz target for FUZZTIME (10s)
 	@bin/testrun -fuzztime $(FUZZTIME)
 
-run: build ## start two Debian guests at once, in the simulated notebook if this machine cannot run them
-	@$(GO) run ./e2e/cmd/e2e-run
+run: deps build ## start two Debian guests at once, in the simulated notebook if this machine cannot run them
+	@$(GO) build -o bin/ ./e2e/cmd/e2e-run && bin/e2e-run
 
-bench: build bin/bench ## measure ours and the peers' figures (ONLY=pattern for some)
+bench: deps build bin/bench ## measure ours and the peers' figures (ONLY=pattern for some)
 	@bin/bench -only '$(ONLY)'
 
 lint: bin/golangci-lint ## gofmt, go vet, staticcheck, golangci-lint

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+)
+
+const seabios = "/usr/share/seabios/bios-256k.bin"
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"lodge-vmm": main})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("SEABIOS", seabios)
+			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "kvm" {
+				return false, fmt.Errorf("no condition %q", cond)
+			}
+			return haveKVM(), nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			// await FILE [TEXT] waits until the file exists and, if a text is given, holds it.
+			"await": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) < 1 || len(args) > 2 {
+					ts.Fatalf("usage: await FILE [TEXT]")
+				}
+				path := ts.MkAbs(args[0])
+				deadline := time.Now().Add(time.Minute)
+				for {
+					_, err := os.Stat(path)
+					var b []byte
+					if err == nil && len(args) == 2 {
+						b, err = os.ReadFile(path)
+					}
+					if err == nil && (len(args) == 1 || bytes.Contains(b, []byte(args[1]))) {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%s: not as awaited (%v): %s", args, err, b)
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+			},
+			// damage FILE changes a byte in the middle of the file.
+			"damage": func(ts *testscript.TestScript, neg bool, args []string) {
+				path := ts.MkAbs(args[0])
+				b, err := os.ReadFile(path)
+				ts.Check(err)
+				b[len(b)/2] ^= 0xff
+				ts.Check(os.WriteFile(path, b, 0o600))
+			},
+		},
+	})
+}
+
+func haveKVM() bool {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+	}
+	return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission)
+}
+
+// The terminal is raw while the guest runs, Ctrl-] leaves, and afterwards the terminal is as it was; so it is when the
+// process is told to end, and when the guest cannot start.
+func TestTerminal(t *testing.T) {
+	if !haveKVM() {
+		t.Skip("needs /dev/kvm")
+	}
+	dir := t.TempDir()
+	write := func(name, firmware string) string {
+		path := filepath.Join(dir, name)
+		text := fmt.Sprintf("name = \"tty\"\nmemory = \"16M\"\n[boot]\nfirmware = %q\n", firmware)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	empty := filepath.Join(dir, "empty.bin")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	good, bad := write("good.toml", seabios), write("bad.toml", empty)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		guest string
+		leave func(t *testing.T, p *os.Process, tty *os.File)
+		code  int
+	}{
+		"escape key": {good, func(t *testing.T, _ *os.Process, tty *os.File) {
+			if _, err := tty.Write([]byte{'x', escape}); err != nil {
+				t.Error(err)
+			}
+		}, exitOK},
+		"signal": {good, func(t *testing.T, p *os.Process, _ *os.File) {
+			if err := p.Signal(unix.SIGTERM); err != nil {
+				t.Error(err)
+			}
+		}, exitOK},
+		"cannot start": {bad, nil, exitError},
+	} {
+		t.Run(name, func(t *testing.T) {
+			host, terminal := openPTY(t)
+			before := termios(t, terminal)
+			if before.Lflag&unix.ICANON == 0 {
+				t.Fatal("the terminal is raw already")
+			}
+			// The test binary is lodge-vmm when it is called so.
+			link := filepath.Join(t.TempDir(), "lodge-vmm")
+			if err := os.Symlink(self, link); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(link, "run", tc.guest)
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			drained := make(chan struct{})
+			go func() { // what it prints has to go somewhere
+				defer close(drained)
+				b := make([]byte, 4096)
+				for {
+					if _, err := host.Read(b); err != nil {
+						return
+					}
+				}
+			}()
+			if tc.leave != nil {
+				deadline := time.Now().Add(30 * time.Second)
+				for termios(t, terminal).Lflag&unix.ICANON != 0 {
+					if time.Now().After(deadline) {
+						t.Fatal("the terminal does not become raw")
+					}
+					time.Sleep(time.Millisecond)
+				}
+				tc.leave(t, cmd.Process, host)
+			}
+			kill := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+			defer kill.Stop()
+			err := cmd.Wait()
+			if got := cmd.ProcessState.ExitCode(); got != tc.code {
+				t.Errorf("exit status %d (%v), want %d", got, err, tc.code)
+			}
+			if after := termios(t, terminal); after != before {
+				t.Errorf("the terminal was left as %+v, was %+v", after, before)
+			}
+			host.Close()
+			<-drained
+		})
+	}
+}
+
+// openPTY returns both ends of a new terminal.
+func openPTY(t *testing.T) (host, terminal *os.File) {
+	t.Helper()
+	host, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { host.Close() })
+	raw, err := host.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if e := raw.Control(func(fd uintptr) {
+		if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err == nil {
+			n, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
+		}
+	}); e != nil || err != nil {
+		t.Fatal(e, err)
+	}
+	terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { terminal.Close() })
+	return host, terminal
+}
+
+func termios(t *testing.T, f *os.File) unix.Termios {
+	t.Helper()
+	tio, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return *tio
+}
