@@ -52,6 +52,7 @@ func (e *echo) State(c *snap.Codec)  { c.U64(&e.served) }
 func (e *echo) Stop()                { close(e.stopped) }
 func (e *echo) lock() func()         { e.mu.Lock(); return e.mu.Unlock }
 func (e *echo) Reset()               { defer e.lock()(); e.served = 0; e.resets++ }
+func (e *echo) count() uint64        { defer e.lock()(); return e.served }
 func (e *echo) setConfig(b [8]byte)  { defer e.lock()(); e.cfg = b }
 func (e *echo) current() *virtio.Env { defer e.lock()(); return e.env }
 

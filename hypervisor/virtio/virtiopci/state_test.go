@@ -93,6 +93,9 @@ func TestSaveAndRestore(t *testing.T) {
 						t.Errorf("%s: answer %q, want %q", name, got, want)
 					}
 				}
+				if n := d.tr.dev.(*echo).count(); n != 6 {
+					t.Errorf("%s: %d requests served, want 6: each once", name, n)
+				}
 				d.queues[0].do("after")
 				d.queues[1].do("after")
 				if vectors {

@@ -370,7 +370,7 @@ func TestWindow(t *testing.T) {
 		{"another register", 1, isrOff, 1, data, 1},
 		{"another width", 0, isrOff, 1, data, 4},
 		{"a width that no access has", 0, isrOff, 3, data, 1},
-		{"misaligned", 0, isrOff - 1, 2, data, 2},
+		{"misaligned", 0, regNumQueues - 1, 2, data, 2},
 		{"outside", 0, barSize, 1, data, 1},
 		{"far outside", 0, 0xffffffff, 1, data, 1},
 		{"not at the data's start", 0, isrOff, 1, data + 1, 1},
