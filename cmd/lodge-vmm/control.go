@@ -18,7 +18,7 @@ import (
 type guestStatus struct {
 	Name    string         `json:"name"`
 	UUID    string         `json:"uuid"`
-	State   string         `json:"state"` // starting, running or paused
+	State   string         `json:"state"` // starting, running, paused or saving
 	PID     int            `json:"pid"`
 	CPUs    int            `json:"cpus"`
 	Memory  uint64         `json:"memory"` // bytes

@@ -25,6 +25,7 @@ type guest struct {
 	changed chan struct{}    // closed and replaced when machine changes
 	started time.Time
 	reboots int
+	saving  bool
 	leave   context.CancelFunc // ends run
 }
 
@@ -131,6 +132,8 @@ func (g *guest) save(ctx context.Context, dir string, stop bool, progress mem.Pr
 	if err != nil {
 		return err
 	}
+	g.setSaving(true)
+	defer g.setSaving(false)
 	if stop {
 		wasRunning := m.Running()
 		if err := m.Pause(); err != nil {
@@ -157,14 +160,23 @@ func (g *guest) quit() {
 	}
 }
 
-// state names what the guest does.
-func (g *guest) state() string {
+func (g *guest) setSaving(saving bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.saving = saving
+}
+
+// state names what the guest does. It does not wait for a save.
+func (g *guest) state() string {
+	g.mu.Lock()
+	m, saving := g.machine, g.saving
+	g.mu.Unlock()
 	switch {
-	case g.machine == nil:
+	case m == nil:
 		return "starting"
-	case g.machine.Running():
+	case saving:
+		return "saving"
+	case m.Running():
 		return "running"
 	}
 	return "paused"

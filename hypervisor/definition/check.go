@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -24,10 +23,33 @@ const (
 	maxNICs   = 8
 )
 
-var (
-	nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-	uuidRE = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
-)
+// isName reports whether s can name a guest or a device: up to 64 letters, digits, '-', '_' and '.', the first of them a
+// letter or digit. (Compiled expressions would be half of what this program does before it reads its definition.)
+func isName(s string) bool {
+	for i, c := range []byte(s) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case i > 0 && strings.IndexByte("-_.", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return s != "" && len(s) <= 64
+}
+
+// isUUID reports whether s is a UUID as RFC 9562 §4 writes it.
+func isUUID(s string) bool {
+	parts := strings.Split(s, "-")
+	if len(parts) != 5 {
+		return false
+	}
+	for i, n := range [5]int{8, 4, 4, 4, 12} {
+		if _, err := hex.DecodeString(parts[i]); err != nil || len(parts[i]) != n {
+			return false
+		}
+	}
+	return true
+}
 
 // checker collects what is wrong.
 type checker struct {
@@ -48,10 +70,10 @@ func (c *checker) fail(key, format string, args ...any) {
 }
 
 func (c *checker) definition(d *Definition) {
-	if !nameRE.MatchString(d.Name) {
+	if !isName(d.Name) {
 		c.fail("name", "name %q: give the guest a name of up to 64 letters, digits, '-', '_' and '.'", d.Name)
 	}
-	if d.UUID != "" && !uuidRE.MatchString(d.UUID) {
+	if d.UUID != "" && !isUUID(d.UUID) {
 		c.fail("uuid", "uuid %q: write it as 8-4-4-4-12 hexadecimal digits, or leave it out", d.UUID)
 	}
 	if _, given := c.lines["cpus"]; d.CPUs < 0 || d.CPUs > MaxCPUs || d.CPUs == 0 && given {
@@ -188,7 +210,7 @@ func (c *checker) sockets(d *Definition) {
 
 // name checks a device's name. Two devices with one name would be one in a saved state.
 func (c *checker) name(at, kind, name string, names map[string]bool) {
-	if !nameRE.MatchString(name) {
+	if !isName(name) {
 		c.fail(at+".name", "%s name %q: use up to 64 letters, digits, '-', '_' and '.'", kind, name)
 	} else if names[name] {
 		c.fail(at+".name", "two %ss are called %q: rename one", kind, name)
