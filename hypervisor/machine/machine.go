@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/acpi"
 	"github.com/lodgehv/lodge/hypervisor/bus"
@@ -313,6 +314,7 @@ func (m *Machine) Close() error {
 		errs = append(errs, c.Stop())
 	}
 	if m.running {
+		m.flush()
 		errs = append(errs, snap.PauseAll(m.devices))
 		m.running = false
 	}
@@ -326,4 +328,21 @@ func (m *Machine) Close() error {
 	errs = append(errs, m.mem.Close())
 	m.finish(Outcome{Reason: Closed})
 	return errors.Join(errs...)
+}
+
+// flushLimit bounds how long a machine that ends waits for somebody to take its last output.
+const flushLimit = time.Second
+
+// flush writes what the guest has sent to its ports and nobody has taken yet. A reader that has gone loses it.
+func (m *Machine) flush() {
+	ctx, cancel := context.WithTimeout(context.Background(), flushLimit)
+	defer cancel()
+	for _, p := range m.serial {
+		if p != nil {
+			_ = p.Flush(ctx)
+		}
+	}
+	if m.debugcon != nil {
+		_ = m.debugcon.Flush(ctx)
+	}
 }
