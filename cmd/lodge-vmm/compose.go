@@ -37,7 +37,7 @@ type resources struct {
 func (r *resources) Close() error {
 	var errs []error
 	for i := len(r.closers) - 1; i >= 0; i-- {
-		errs = append(errs, r.closers[i].Close())
+		errs = append(errs, closeOnce(r.closers[i]))
 	}
 	r.closers = nil
 	return errors.Join(errs...)
@@ -45,17 +45,12 @@ func (r *resources) Close() error {
 
 func (r *resources) opened(c io.Closer) { r.closers = append(r.closers, c) }
 
-// closerFunc is an io.Closer made of a function.
-type closerFunc func() error
-
-func (f closerFunc) Close() error { return f() }
-
-// compose opens what def names and makes the configuration of its machines. On error nothing stays open.
-func compose(def *definition.Definition, serial io.Writer, log *slog.Logger) (r *resources, err error) {
+// compose opens what def names and makes the configuration of its machines, whose serial ports write to serial. On error
+// nothing stays open.
+func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) (r *resources, err error) {
 	r = &resources{config: machine.Config{
-		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Huge: def.Huge, Log: log,
+		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Huge: def.Huge, Serial: serial, Log: log,
 	}}
-	r.config.Serial[0] = serial
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.Close())
@@ -184,6 +179,14 @@ func openNIC(n definition.NIC, log *slog.Logger) (closableBackend, error) {
 
 // others adds what a guest has at most one of.
 func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
+	if def.Debug != "" {
+		f, err := os.OpenFile(def.Debug, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			return fmt.Errorf("debug console: %w", err)
+		}
+		r.opened(f)
+		r.config.DebugConsole = f
+	}
 	if *def.RNG {
 		r.add("rng", func() (virtio.Device, error) { return &rng.Device{}, nil })
 	}

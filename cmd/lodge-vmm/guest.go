@@ -102,14 +102,14 @@ func (g *guest) current(ctx context.Context) (*machine.Machine, context.Context,
 	}
 }
 
-// receive types p on the first serial port, across reboots.
-func (g *guest) receive(ctx context.Context, p []byte) error {
+// receive types p on serial port i, across reboots.
+func (g *guest) receive(ctx context.Context, i int, p []byte) error {
 	for len(p) > 0 {
 		m, life, err := g.current(ctx)
 		if err != nil {
 			return err
 		}
-		port := m.Serial(0)
+		port := m.Serial(i)
 		if port == nil {
 			return nil
 		}

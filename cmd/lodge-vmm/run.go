@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -77,12 +78,17 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 	debug.SetGCPercent(25) // the VMM's heap is small, and is to stay so
 
 	log := e.log.With("guest", def.Name)
-	serial, err := openSerial(def.Serial, e)
-	if err != nil {
-		return err
+	var serial [2]*serialPort
+	var out [2]io.Writer
+	for i, s := range [2]definition.Serial{def.Serial, def.Serial2} {
+		port, e := openSerial(i, s, e)
+		if e != nil {
+			return e
+		}
+		defer func() { err = errors.Join(err, port.close()) }()
+		serial[i], out[i] = port, port.out
 	}
-	defer func() { err = errors.Join(err, serial.close()) }()
-	res, err := compose(def, serial.out, log)
+	res, err := compose(def, out, log)
 	if err != nil {
 		return err
 	}
@@ -101,7 +107,9 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 			}
 		})
 	}
-	background("console", func() error { return serial.serve(ctx, g) })
+	for _, port := range serial {
+		background("serial port", func() error { return port.serve(ctx, g) })
+	}
 	if def.Control != "" {
 		l, err := listen(def.Control)
 		if err != nil {

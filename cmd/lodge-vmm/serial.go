@@ -18,14 +18,15 @@ import (
 // escape is the key that leaves a guest's console: Ctrl-].
 const escape = 0x1d
 
-// serialPort is the host's end of the first serial port.
+// serialPort is the host's end of a serial port.
 type serialPort struct {
 	out   io.Writer // nil: the guest has no port
 	serve func(ctx context.Context, g *guest) error
 	close func() error
 }
 
-func openSerial(s definition.Serial, e *environment) (*serialPort, error) {
+// openSerial opens what serial port i is connected to.
+func openSerial(i int, s definition.Serial, e *environment) (*serialPort, error) {
 	nothing := func(context.Context, *guest) error { return nil }
 	switch s.Mode {
 	case "none":
@@ -42,13 +43,19 @@ func openSerial(s definition.Serial, e *environment) (*serialPort, error) {
 			return nil, fmt.Errorf("serial: %w", err)
 		}
 		c := &socketConsole{l: l}
-		return &serialPort{out: c, serve: func(ctx context.Context, g *guest) error { return c.serve(ctx, g.receive) }, close: l.Close}, nil
+		serve := func(ctx context.Context, g *guest) error {
+			return c.serve(ctx, func(ctx context.Context, p []byte) error { return g.receive(ctx, i, p) })
+		}
+		return &serialPort{out: c, serve: serve, close: func() error { return closeOnce(l) }}, nil
 	}
 	t := &terminal{in: e.stdin}
 	if err := t.raw(); err != nil {
 		return nil, err
 	}
-	return &serialPort{out: e.stdout, serve: t.serve, close: t.restore}, nil
+	serve := func(ctx context.Context, g *guest) error {
+		return t.serve(ctx, g.quit, func(ctx context.Context, p []byte) error { return g.receive(ctx, i, p) })
+	}
+	return &serialPort{out: e.stdout, serve: serve, close: t.restore}, nil
 }
 
 // terminal is the terminal that lodge-vmm was started from, in raw mode if it is one.
@@ -81,9 +88,9 @@ func (t *terminal) restore() error {
 	return unix.IoctlSetTermios(int(t.in.Fd()), unix.TCSETS, t.saved)
 }
 
-// serve types what the terminal sends until the escape key, which ends the guest. At the end of a file or pipe the guest
-// runs on. The read that is under way when ctx ends is left behind: the process is about to end.
-func (t *terminal) serve(ctx context.Context, g *guest) error {
+// serve gives what the terminal sends to receive, until the escape key, for which it calls quit. At the end of a file or
+// pipe the guest runs on. The read that is under way when ctx ends is left behind: the process is about to end.
+func (t *terminal) serve(ctx context.Context, quit func(), receive func(context.Context, []byte) error) error {
 	chunks := make(chan []byte)
 	go func() {
 		defer close(chunks)
@@ -113,13 +120,13 @@ func (t *terminal) serve(ctx context.Context, g *guest) error {
 			if t.saved != nil {
 				for i, key := range b {
 					if key == escape {
-						err := g.receive(ctx, b[:i])
-						g.quit()
+						err := receive(ctx, b[:i])
+						quit()
 						return err
 					}
 				}
 			}
-			if err := g.receive(ctx, b); err != nil {
+			if err := receive(ctx, b); err != nil {
 				return nil // ctx has ended
 			}
 		}
@@ -182,6 +189,14 @@ func (s *socketConsole) serve(ctx context.Context, receive func(context.Context,
 			}
 		})
 	}
+}
+
+// closeOnce closes what serve may have closed already.
+func closeOnce(c io.Closer) error {
+	if err := c.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // swap makes c the client and closes the one before it.

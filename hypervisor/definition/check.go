@@ -154,18 +154,8 @@ func (c *checker) nics(nics []NIC) {
 }
 
 func (c *checker) others(d *Definition) {
-	switch d.Serial.Mode {
-	case "", "stdio", "none":
-		if d.Serial.Path != "" {
-			c.fail("serial.path", "serial: path belongs to mode socket or file")
-		}
-	case "socket", "file":
-		if d.Serial.Path == "" {
-			c.fail("serial", "serial: mode %s needs a path", d.Serial.Mode)
-		}
-	default:
-		c.fail("serial.mode", "serial mode %q: one of stdio, socket, file, none", d.Serial.Mode)
-	}
+	c.serial("serial", d.Serial, "stdio", "socket", "file", "none")
+	c.serial("serial2", d.Serial2, "socket", "file", "none")
 	if d.Console != nil && d.Console.Path == "" {
 		c.fail("console", "console: set path to the socket to make")
 	}
@@ -176,6 +166,19 @@ func (c *checker) others(d *Definition) {
 		if v.Path == "" {
 			c.fail("vsock", "vsock: set path to the socket to make")
 		}
+	}
+}
+
+// serial checks a serial port, whose mode is one of modes or missing.
+func (c *checker) serial(key string, p Serial, modes ...string) {
+	needsPath := p.Mode == "socket" || p.Mode == "file"
+	switch {
+	case p.Mode != "" && !slices.Contains(modes, p.Mode):
+		c.fail(key+".mode", "%s mode %q: one of %s", key, p.Mode, strings.Join(modes, ", "))
+	case needsPath && p.Path == "":
+		c.fail(key, "%s: mode %s needs a path", key, p.Mode)
+	case !needsPath && p.Path != "":
+		c.fail(key+".path", "%s: path belongs to mode socket or file", key)
 	}
 }
 
@@ -196,6 +199,9 @@ func (c *checker) sockets(d *Definition) {
 	check("control", d.Control, maxSocketPath)
 	if d.Serial.Mode == "socket" {
 		check("serial.path", d.Serial.Path, maxSocketPath)
+	}
+	if d.Serial2.Mode == "socket" {
+		check("serial2.path", d.Serial2.Path, maxSocketPath)
 	}
 	if d.Console != nil {
 		check("console.path", d.Console.Path, maxSocketPath)
@@ -227,11 +233,14 @@ func (d *Definition) complete(dir string) {
 	if d.Serial.Mode == "" {
 		d.Serial.Mode = "stdio"
 	}
+	if d.Serial2.Mode == "" {
+		d.Serial2.Mode = "none"
+	}
 	if d.RNG == nil {
 		on := true
 		d.RNG = &on
 	}
-	paths := []*string{&d.Boot.Kernel, &d.Boot.Initrd, &d.Boot.Firmware, &d.Serial.Path, &d.Control}
+	paths := []*string{&d.Boot.Kernel, &d.Boot.Initrd, &d.Boot.Firmware, &d.Serial.Path, &d.Serial2.Path, &d.Debug, &d.Control}
 	for i := range d.Disks {
 		paths = append(paths, &d.Disks[i].Path)
 		if d.Disks[i].Serial == "" {

@@ -25,8 +25,10 @@ type Definition struct {
 	Boot    Boot    `toml:"boot"`
 	Disks   []Disk  `toml:"disk,omitempty"`
 	NICs    []NIC   `toml:"nic,omitempty"`
-	Serial  Serial  `toml:"serial"`
-	Console *Socket `toml:"console,omitempty"` // virtio console
+	Serial  Serial  `toml:"serial"`                  // first serial port; on standard input and output if it is missing
+	Serial2 Serial  `toml:"serial2,omitempty"`       // second serial port; none if it is missing
+	Debug   string  `toml:"debug_console,omitempty"` // file for what the guest writes to port 0x402
+	Console *Socket `toml:"console,omitempty"`       // virtio console
 	Vsock   *Vsock  `toml:"vsock,omitempty"`
 	Balloon bool    `toml:"balloon,omitempty"` // memory balloon
 	RNG     *bool   `toml:"rng,omitempty"`     // entropy device; on if it is missing
@@ -62,9 +64,9 @@ type NIC struct {
 	Socket string `toml:"socket,omitempty"` // Unix socket of passt or gvproxy (QEMU's stream framing)
 }
 
-// Serial says where the first serial port goes.
+// Serial says where a serial port goes.
 type Serial struct {
-	Mode string `toml:"mode,omitempty"` // stdio (default), socket, file or none
+	Mode string `toml:"mode,omitempty"` // stdio (of the first port only), socket, file or none
 	Path string `toml:"path,omitempty"` // of the socket or file
 }
 

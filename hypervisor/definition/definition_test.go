@@ -91,6 +91,7 @@ func TestParse(t *testing.T) {
 			{Name: "wan", MAC: nameMAC(got.UUID, "wan"), Socket: "/guests/passt.sock"},
 		},
 		Serial:  Serial{Mode: "socket", Path: "/guests/serial.sock"},
+		Serial2: Serial{Mode: "none"},
 		Console: &Socket{Path: "/guests/console.sock"},
 		Vsock:   &Vsock{CID: 3, Path: "/guests/vsock.sock"},
 	}
