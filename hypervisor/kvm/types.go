@@ -1,5 +1,7 @@
 package kvm
 
+//lint:file-ignore U1000 the kernel's structures have fields that we leave at zero
+
 // userMemoryRegion is struct kvm_userspace_memory_region.
 type userMemoryRegion struct {
 	slot, flags   uint32
