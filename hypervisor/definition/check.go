@@ -310,7 +310,7 @@ func (d *Definition) CheckHost(file string) error {
 	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {
-		if total := Size(uint64(info.Totalram) * uint64(info.Unit)); d.Memory > total {
+		if total := Size(info.Totalram * uint64(info.Unit)); d.Memory > total {
 			c.fail("memory", "memory = %q: this host has %d MiB: give the guest less", d.Memory, total>>20)
 		}
 	}

@@ -68,8 +68,11 @@ func NewClient(ctx context.Context, conn io.ReadWriteCloser) (*Client, error) {
 		}
 		// The write may block while nobody reads at the other end; ctx ends
 		// that by closing conn.
-		sent := make(chan error, 1)
-		go func() { sent <- c.w.write(frameHello, 0, b) }()
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			_ = c.w.write(frameHello, 0, b) // no answer comes then, and it is said again
+		}()
 		select {
 		case <-sent:
 		case <-ready:
