@@ -30,7 +30,7 @@ func subcommands() []subcommand {
 		{"http", "http ADDRESS: serve /bytes/N (N bytes of a known pattern), /sum/N (their SHA-256) and /upload", serveHTTP},
 		{"fill", "fill PATH SIZE SEED: write SIZE pseudo-random bytes, sync, print their SHA-256", fill},
 		{"sum", "sum PATH SIZE: print the SHA-256 of the first SIZE bytes of PATH, past the page cache", sum},
-		{"vsock-echo", "vsock-echo PORT: echo every vsock connection", vsockEcho},
+		{"echo", "echo NETWORK ADDRESS: send back what connections bring", echo},
 		{"sink", "sink NETWORK ADDRESS: the throughput server", sink},
 		{"throughput", "throughput [-send] [-bytes N] NETWORK ADDRESS: move N bytes to or from a sink, print JSON", throughput},
 		{"blkread", "blkread [-size N] [-count N] [-random] [-depth N] DEVICE: read a block device past the page cache, print JSON", blkread},

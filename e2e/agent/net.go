@@ -20,7 +20,7 @@ import (
 const maxBody = 16 << 30
 
 // serveHTTP serves downloads whose content a checksum proves. N is a count of
-// bytes and the seed of their pattern.
+// bytes and the seed of their pattern. The ready line tells the address.
 func serveHTTP(ctx context.Context, args []string) error {
 	if err := need(args, "ADDRESS"); err != nil {
 		return err
@@ -55,20 +55,25 @@ func serveHTTP(ctx context.Context, args []string) error {
 		}
 		fmt.Fprintf(w, "%x\n", h.Sum(nil))
 	})
-	srv := &http.Server{Addr: args[0], Handler: mux, ReadHeaderTimeout: time.Minute}
+	l, err := net.Listen("tcp", args[0])
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready", l.Addr())
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
 }
 
-func vsockEcho(ctx context.Context, args []string) error {
-	if err := need(args, "PORT"); err != nil {
+func echo(ctx context.Context, args []string) error {
+	if err := need(args, "NETWORK", "ADDRESS"); err != nil {
 		return err
 	}
-	l, err := listen("vsock:" + args[0])
+	l, err := listen(args[0] + ":" + args[1])
 	if err != nil {
 		return err
 	}

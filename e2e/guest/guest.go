@@ -20,9 +20,11 @@ import (
 // Host is a machine that lodge-vmm runs on.
 type Host struct {
 	*rpc.Client
-	VMM string                    // path of lodge-vmm there
-	Run string                    // directory for sockets and definitions
-	Of  func(arch string) BootSet // what guests of an architecture boot from
+	VMM      string                    // path of lodge-vmm there
+	Netstack string                    // path of netstack, for StartNetwork
+	Agent    string                    // path of the agent, for its small servers
+	Run      string                    // directory for sockets and definitions
+	Of       func(arch string) BootSet // what guests of an architecture boot from
 }
 
 // BootSet are the files of one guest's architecture, as paths on the Host.
@@ -40,6 +42,7 @@ type Config struct {
 	CID      uint32 // vsock, for the agent; 0 leaves it out
 	Cmdline  string // added to the kernel's command line
 	Disk     string // in place of the architecture's
+	Initrd   string // in place of the architecture's
 	Extra    string // TOML that is appended, such as [[nic]] tables
 	Flags    string // keys of the definition's top level, such as "balloon = true"
 	Console  io.Writer
@@ -66,9 +69,15 @@ func (h *Host) Definition(c Config) string {
 	if c.Disk != "" {
 		set.Disk = c.Disk
 	}
+	if c.Initrd != "" {
+		set.Initrd = c.Initrd
+	}
+	if c.MemoryMB == 0 {
+		c.MemoryMB = defaultMemory
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "name = %q\ncpus = %d\nmemory = \"%dM\"\ncontrol = %q\n%s\n",
-		c.Name, max(c.CPUs, 1), max(c.MemoryMB, defaultMemory), h.Path(c.Name, ".sock"), c.Flags)
+		c.Name, max(c.CPUs, 1), c.MemoryMB, h.Path(c.Name, ".sock"), c.Flags)
 	fmt.Fprintf(&b, "[boot]\nkernel = %q\ninitrd = %q\ncmdline = \"console=ttyS0 root=/dev/vda rw panic=-1 quiet lodge.name=%s %s\"\n",
 		set.Kernel, set.Initrd, c.Name, c.Cmdline)
 	fmt.Fprintf(&b, "[[disk]]\nname = \"root\"\npath = %q\n", set.Disk)
@@ -105,6 +114,12 @@ func (h *Host) start(c Config, args ...string) (*Guest, error) {
 	}
 	return g, nil
 }
+
+// Name returns the guest's name.
+func (g *Guest) Name() string { return g.cfg.Name }
+
+// Done is closed when lodge-vmm has ended.
+func (g *Guest) Done() <-chan struct{} { return g.proc.Done() }
 
 // Write takes what lodge-vmm prints: the console and its log.
 func (g *Guest) Write(p []byte) (int, error) {
@@ -145,7 +160,8 @@ func (g *Guest) Await(ctx context.Context, skip int, re *regexp.Regexp) ([]strin
 		select {
 		case <-changed:
 		case <-g.proc.Done():
-			if m := re.FindStringSubmatch(g.Console()[skip:]); m != nil {
+			text := g.Console()
+			if m := re.FindStringSubmatch(text[min(skip, len(text)):]); m != nil {
 				return m, nil
 			}
 			return nil, fmt.Errorf("guest %s: ended before %q:\n%s", g.cfg.Name, re, tail(g.Console()))
@@ -158,8 +174,8 @@ func (g *Guest) Await(ctx context.Context, skip int, re *regexp.Regexp) ([]strin
 func tail(s string) string { return s[max(0, len(s)-4000):] }
 
 var (
-	initRE  = regexp.MustCompile(`lodge-guest: init ([0-9.]+)`)
-	readyRE = regexp.MustCompile(`lodge-guest: ready ([0-9.]+)`)
+	initRE  = regexp.MustCompile(`lodge-guest: init ([0-9.]+)\s`)
+	readyRE = regexp.MustCompile(`lodge-guest: ready ([0-9.]+)\s`)
 )
 
 // Ready waits until the guest's user land is up, and returns when, in seconds of the guest's own clock since its start,
@@ -186,7 +202,8 @@ func (g *Guest) Command(ctx context.Context, command string, args ...string) (st
 	return r.Stdout, err
 }
 
-// Agent connects to the agent inside the guest over vsock, as soon as it answers.
+// Agent connects to the agent inside the guest over vsock, as soon as it answers. It is what to do again after a reboot or
+// restore.
 func (g *Guest) Agent(ctx context.Context) (*rpc.Client, error) {
 	for {
 		c, err := g.agent(ctx)
@@ -204,31 +221,44 @@ func (g *Guest) Agent(ctx context.Context) (*rpc.Client, error) {
 }
 
 func (g *Guest) agent(ctx context.Context) (*rpc.Client, error) {
+	conn, err := g.DialVsock(ctx, AgentPort)
+	if err != nil {
+		return nil, err
+	}
+	return rpc.NewClient(ctx, conn)
+}
+
+// DialVsock connects to a vsock port of the guest through lodge-vmm's socket: "CONNECT port", answered by "OK number".
+func (g *Guest) DialVsock(ctx context.Context, port uint32) (io.ReadWriteCloser, error) {
 	conn, err := g.host.Dial(ctx, "unix", g.host.Path(g.cfg.Name, ".vsock"))
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", AgentPort); err != nil {
-		return nil, errors.Join(err, conn.Close())
+	if err := vsockConnect(conn, port); err != nil {
+		return nil, errors.Join(fmt.Errorf("vsock port %d: %w", port, err), conn.Close())
+	}
+	return conn, nil
+}
+
+func vsockConnect(conn io.ReadWriter, port uint32) error {
+	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", port); err != nil {
+		return err
 	}
 	var line []byte
-	for b := make([]byte, 1); ; line = append(line, b[0]) {
+	for b := make([]byte, 1); len(line) < 64; line = append(line, b[0]) {
 		if _, err := io.ReadFull(conn, b); err != nil {
-			return nil, errors.Join(fmt.Errorf("vsock port %d: %w", AgentPort, err), conn.Close())
+			return err
 		}
 		if b[0] == '\n' {
 			break
 		}
-		if len(line) > 64 {
-			return nil, errors.Join(errors.New("vsock: an answer without end"), conn.Close())
-		}
 	}
 	if !strings.HasPrefix(string(line), "OK ") {
-		return nil, errors.Join(fmt.Errorf("vsock port %d: %q", AgentPort, line), conn.Close())
+		return fmt.Errorf("answer %q, want OK", line)
 	}
-	return rpc.NewClient(ctx, conn)
+	return nil
 }
 
 // Wait waits for the end of lodge-vmm and returns its exit status.

@@ -14,12 +14,24 @@ import (
 	"github.com/lodgehv/lodge/e2e/notebook"
 )
 
-// InNotebook returns the notebook nb as a Host. lodge-vmm is among its tools, as "bin/lodge-vmm".
+// Tools builds what a notebook needs to be a Host, for notebook.Config.Tools. vmm is the lodge-vmm to use.
+func Tools(ctx context.Context, b *image.Builder, vmm string) (map[string]string, error) {
+	netstack, _, err := b.GoProgram(ctx, "./e2e/netstack", "amd64")
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"bin/lodge-vmm": vmm, "bin/netstack": netstack}, nil
+}
+
+// InNotebook returns the notebook nb as a Host. It was started with Tools.
 func InNotebook(nb *notebook.Notebook) *Host {
-	return &Host{Client: nb.Client, VMM: "/tools/bin/lodge-vmm", Run: "/run", Of: func(arch string) BootSet {
-		dir := "/guests/" + arch
-		return BootSet{Kernel: dir + "/" + kernelOf(arch), Initrd: dir + "/initrd", Disk: "/disk/" + arch}
-	}}
+	return &Host{
+		Client: nb.Client, VMM: "/tools/bin/lodge-vmm", Netstack: "/tools/bin/netstack", Agent: "/bin/agent", Run: "/run",
+		Of: func(arch string) BootSet {
+			dir := "/guests/" + arch
+			return BootSet{Kernel: dir + "/" + kernelOf(arch), Initrd: dir + "/initrd", Disk: "/disk/" + arch}
+		},
+	}
 }
 
 // kernelOf returns the form in which an architecture's kernel starts: Debian's 686 kernel has no PVH entry and comes as a
@@ -56,11 +68,19 @@ func Local(ctx context.Context, b *image.Builder, vmm string) (h *Host, closeHos
 		kernel := filepath.Join(filepath.Dir(g.Kernel.VMLinux), kernelOf(a.Name))
 		sets[a.Name] = BootSet{Kernel: kernel, Initrd: g.Initrd, Disk: disk}
 	}
+	agent, _, err := b.GoProgram(ctx, "./e2e/agent", "amd64")
+	if err != nil {
+		return nil, nil, err
+	}
+	netstack, _, err := b.GoProgram(ctx, "./e2e/netstack", "amd64")
+	if err != nil {
+		return nil, nil, err
+	}
 	client, err := localAgent(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	h = &Host{Client: client, VMM: vmm, Run: dir, Of: func(arch string) BootSet { return sets[arch] }}
+	h = &Host{Client: client, VMM: vmm, Netstack: netstack, Agent: agent, Run: dir, Of: func(arch string) BootSet { return sets[arch] }}
 	return h, func() error { return errors.Join(client.Close(), cleanUp()) }, nil
 }
 

@@ -68,10 +68,14 @@ func run(ctx context.Context, vmm, where string) (err error) {
 	}
 	defer func() { err = errors.Join(err, closeHost()) }()
 
+	lan, err := host.StartNetwork(ctx)
+	if err != nil {
+		return err
+	}
 	guests := make(map[string]*guest.Guest)
 	for i, name := range names {
 		say("guest %s starts: Debian 12, 256 MiB, a kernel without firmware", name)
-		g, err := host.Start(ctx, guest.Config{Name: name, Arch: name, CID: uint32(10 + i), Console: newPrefixer(name)})
+		g, err := host.Start(ctx, guest.Config{Name: name, Arch: name, CID: uint32(10 + i), Extra: lan.NIC(), Console: newPrefixer(name)})
 		if err != nil {
 			return err
 		}
@@ -88,7 +92,7 @@ func run(ctx context.Context, vmm, where string) (err error) {
 	}
 	if _, e := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); e == nil {
 		converse(ctx, guests)
-	} else if err := tour(ctx, guests); err != nil {
+	} else if err := tour(ctx, guests, lan); err != nil {
 		return err
 	}
 	return powerOff(context.WithoutCancel(ctx), guests)
@@ -115,7 +119,11 @@ func findHost(ctx context.Context, vmm, where string) (*guest.Host, func() error
 		return guest.Local(ctx, b, vmm)
 	}
 	say("%s: the guests run in the simulated notebook", reason)
-	nb, err := notebook.Start(ctx, notebook.Config{Builder: b, Tools: map[string]string{"bin/lodge-vmm": vmm}, Log: progress{}})
+	tools, err := guest.Tools(ctx, b, vmm)
+	if err != nil {
+		return nil, nil, err
+	}
+	nb, err := notebook.Start(ctx, notebook.Config{Builder: b, Tools: tools, Log: progress{}})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -157,20 +165,55 @@ func converse(ctx context.Context, guests map[string]*guest.Guest) {
 	}
 }
 
-// tour does what a user would: it types a command on each console and waits for the answer.
-func tour(ctx context.Context, guests map[string]*guest.Guest) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 3*time.Minute, errors.New("no answer within three minutes"))
+// tour does what a user would: it types commands on each console and waits for their answers.
+func tour(ctx context.Context, guests map[string]*guest.Guest, lan *guest.Network) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("no answer within five minutes"))
 	defer cancel()
-	for _, name := range names {
+	ask := func(name, command, answer string) (string, error) {
 		g := guests[name]
-		say("typing on the console of %s", name)
 		shown := len(g.Console())
-		if err := g.Type("echo $(uname -sm), $(nproc) CPU, $(awk '/MemTotal/ {print int($2/1024)}' /proc/meminfo) MiB, $(head -c4 /dev/hwrng | wc -c) random bytes: done\n"); err != nil {
+		if err := g.Type(command + "\n"); err != nil {
+			return "", err
+		}
+		m, err := g.Await(ctx, shown, regexp.MustCompile(answer))
+		if err != nil {
+			return "", err
+		}
+		return m[len(m)-1], nil
+	}
+	address := make(map[string]string)
+	for _, name := range names {
+		say("typing on the console of %s", name)
+		// A serial line has no width: without one, the shell breaks its line at 80 characters.
+		if _, err := ask(name, "stty cols 500; echo wi''de", "wide"); err != nil {
 			return err
 		}
-		if _, err := g.Await(ctx, shown, regexp.MustCompile(`\d random bytes: done`)); err != nil {
+		_, err := ask(name, "echo $(uname -sm), $(nproc) CPU, $(awk '/MemTotal/ {print int($2/1024)}' /proc/meminfo) MiB, "+
+			"$(head -c4 /dev/hwrng | wc -c) random bytes", `\d random bytes`)
+		if err != nil {
 			return err
 		}
+		if address[name], err = ask(name, "until ip -4 -br a show eth0 | grep /; do sleep 1; done", `UP +(192\.168\.[0-9.]+)`); err != nil {
+			return err
+		}
+		say("guest %s has the address %s", name, address[name])
+	}
+	for i, name := range names {
+		other := names[1-i]
+		if _, err := ask(name, "ping -q -c 3 "+address[other], `3 received`); err != nil {
+			return err
+		}
+		say("guest %s reaches %s", name, other)
+		_, err := ask(name, fmt.Sprintf("curl -sS %s/sum/1000000; curl -sS %[1]s/bytes/1000000 | sha256sum", lan.URL),
+			`(?s)([0-9a-f]{64})\r?\n([0-9a-f]{64})  -`)
+		if err != nil {
+			return err
+		}
+		sums := regexp.MustCompile(`[0-9a-f]{64}`).FindAllString(guests[name].Console(), -1)
+		if n := len(sums); sums[n-1] != sums[n-2] {
+			return fmt.Errorf("guest %s: a download came with other bytes than were sent", name)
+		}
+		say("guest %s downloads a megabyte, which is right", name)
 	}
 	return nil
 }
