@@ -13,8 +13,8 @@ import (
 
 const (
 	outputSize = 16 << 10 // bytes; 70 ms of a guest that does nothing but print
-	// gather is how long the first byte waits for company. A guest prints a byte an exit: without it every byte would
-	// wake the writer and cost a system call or two.
+	// gather is how long after a write the next one waits for company. A guest prints a byte an exit: without it every
+	// byte would wake the writer and cost a system call or two. A byte after silence is written at once.
 	gather = time.Millisecond
 )
 
@@ -98,17 +98,17 @@ func (o *output) run() {
 			return
 		case <-o.wake:
 		}
-		timer.Reset(gather)
-		select {
-		case <-o.stop:
-			return
-		case <-timer.C:
-		}
 		for o.n.Load() > 0 {
 			if !o.write() {
 				signal(o.wake)
 				break
 			}
+		}
+		timer.Reset(gather)
+		select {
+		case <-o.stop:
+			return
+		case <-timer.C:
 		}
 	}
 }
