@@ -30,9 +30,13 @@ func openKVM(t testing.TB) *kvm.System {
 	return k
 }
 
+// openImage skips the test where the firmware is not installed.
 func openImage(t testing.TB, path string) *boot.Image {
 	t.Helper()
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Skipf("needs seabios: %v", err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,6 +90,7 @@ func (s *screen) await(t testing.TB, m *Machine, text string, limit time.Duratio
 
 // SeaBIOS finds the board it expects: it reaches its prompt, and says that there is nothing to boot.
 func TestSeaBIOS(t *testing.T) {
+	t.Parallel()
 	com1, debug := newScreen(), newScreen()
 	m, err := New(Config{Name: "bios", KVM: openKVM(t), CPUs: 1, Memory: 256 << 20,
 		Boot: Boot{Firmware: openImage(t, seabios)}, DebugConsole: debug}.withSerial(com1))

@@ -135,10 +135,10 @@ func Load(ram []byte, p Program) vcpu.Entry {
 	}
 }
 
-// stub is the code that runs first, in ring 0.
+// stub is the code that runs first, in ring 0. A PVH entry leaves an address in RBX; the guest gets 0.
 func (p Program) stub() *Asm {
 	a := &Asm{Base: stub}
-	a.Mov(RSP, stack0).Mov(RDI, idtPtr).Lidt(RDI)
+	a.Mov(RSP, stack0).Mov(RBX, 0).Mov(RDI, idtPtr).Lidt(RDI)
 	a.Mov(RAX, tssSel).Ltr()
 	rflags := uint32(1 << 1)
 	if len(p.Handlers) > 0 {
