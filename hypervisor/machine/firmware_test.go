@@ -2,7 +2,6 @@ package machine
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -88,26 +87,42 @@ func (s *screen) await(t testing.TB, m *Machine, text string, limit time.Duratio
 	}
 }
 
-// SeaBIOS finds the board it expects: it reaches its prompt, and says that there is nothing to boot.
+// SeaBIOS finds the board it expects: it reaches its prompt, and says that there is nothing to boot. Saved and restored,
+// it waits on: its timer interrupts.
 func TestSeaBIOS(t *testing.T) {
-	t.Parallel()
 	com1, debug := newScreen(), newScreen()
-	m, err := New(Config{Name: "bios", KVM: openKVM(t), CPUs: 1, Memory: 256 << 20,
-		Boot: Boot{Firmware: openImage(t, seabios)}, DebugConsole: debug}.withSerial(com1))
+	cfg := Config{Name: "bios", KVM: openKVM(t), CPUs: 1, Memory: 256 << 20,
+		Boot: Boot{Firmware: openImage(t, seabios)}, DebugConsole: debug}.withSerial(com1)
+	t.Parallel()
+	m := newMachine(t, cfg)
+	start(t, m)
+	com1.await(t, m, "No bootable device", 60*time.Second)
+	ticking(t, m)
+	dir := save(t, m, "")
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, opt := range ways {
+		m := restore(t, cfg, dir, opt)
+		start(t, m)
+		ticking(t, m)
+	}
+	t.Log(debug.String())
+}
+
+// ticking returns when the BIOS has counted another tick of its timer.
+func ticking(t testing.TB, m *Machine) {
+	t.Helper()
+	ticks, err := m.Memory().Slice(0x46c, 1) // BIOS data area
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
-	if err := m.Start(); err != nil {
-		t.Fatal(err)
+	from := ticks[0]
+	for deadline := time.Now().Add(limit); ticks[0] == from; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the timer stands still: %+v", m.outcome)
+		}
 	}
-	com1.await(t, m, "No bootable device", 60*time.Second)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if _, err := m.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the machine ended: %v", err)
-	}
-	t.Log(debug.String())
 }
 
 func (c Config) withSerial(s *screen) Config {

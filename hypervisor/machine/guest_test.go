@@ -89,7 +89,7 @@ func closeAfter(t testing.TB, m *Machine) {
 // attach starts m, new or restored, whose guest is remote-controlled.
 func attach(t testing.TB, m *Machine) *guest {
 	t.Helper()
-	g := &guest{kvmtest.NewRemote(m.over), m, t}
+	g := &guest{kvmtest.NewRemote(t, m.over), m, t}
 	if err := m.ports.Map(bus.Range{Base: kvmtest.RemotePort, Size: kvmtest.RemoteSize}, g.Remote); err != nil {
 		t.Fatal(err)
 	}

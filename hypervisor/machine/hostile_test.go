@@ -57,7 +57,7 @@ func TestHostileGuest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g := &guest{kvmtest.NewRemote(m.over), m, t}
+		g := &guest{kvmtest.NewRemote(t, m.over), m, t}
 		if err := m.ports.Map(bus.Range{Base: kvmtest.RemotePort, Size: kvmtest.RemoteSize}, g.Remote); err != nil {
 			t.Fatal(err)
 		}

@@ -3,6 +3,7 @@ package kvmtest
 import (
 	"encoding/binary"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/bus"
@@ -39,6 +40,7 @@ type Remote struct {
 	wishes     chan wish
 	results    chan uint32
 	interrupts chan byte
+	t          testing.TB
 	over       <-chan struct{}
 
 	mu   sync.Mutex
@@ -81,10 +83,11 @@ const (
 	RemoteVectors     = 24
 )
 
-// NewRemote returns a remote-controlled guest and its program. over ends every wait: the machine has ended.
-func NewRemote(over <-chan struct{}) *Remote {
-	r := &Remote{ops: make(map[string]uint32), wishes: make(chan wish), results: make(chan uint32, 1),
-		interrupts: make(chan byte, 256), over: over}
+// NewRemote returns the other end of RemoteProgram. over ends every wait: the machine has ended. An access that takes long
+// fails t.
+func NewRemote(t testing.TB, over <-chan struct{}) *Remote {
+	r := &Remote{t: t, over: over, ops: make(map[string]uint32), wishes: make(chan wish), results: make(chan uint32, 1),
+		interrupts: make(chan byte, 256)}
 	for i, x := range accesses {
 		r.ops[x.name] = uint32(remoteCode + remoteSlot*i)
 	}
@@ -166,48 +169,52 @@ func (r *Remote) Write(a bus.Access, p []byte) {
 	}
 }
 
-// do returns false if the machine ended over the access.
-func (r *Remote) do(op string, addr, value uint32) (uint32, bool) {
+// patience is how long an access may take.
+const patience = 20 * time.Second
+
+// do makes an access and returns its result, or 0 if the machine ended over it.
+func (r *Remote) do(op string, addr, value uint32) uint32 {
+	r.t.Helper()
+	late := time.After(patience)
 	select {
 	case r.wishes <- wish{r.ops[op], addr, value}:
 	case <-r.over:
-		return 0, false
+		return 0
+	case <-late:
+		r.t.Fatalf("%s of %#x: the guest does not listen", op, addr)
 	}
 	select {
 	case v := <-r.results:
-		return v, true
+		return v
 	case <-r.over:
-		return 0, false
+	case <-late:
+		r.t.Fatalf("%s of %#x: no answer", op, addr)
 	}
-}
-
-func (r *Remote) must(op string, addr, value uint32) uint32 {
-	v, _ := r.do(op, addr, value)
-	return v
+	return 0
 }
 
 // In8, In16 and In32 read a port; Out8, Out16 and Out32 write one.
-func (r *Remote) In8(port uint16) uint8       { return uint8(r.must("in8", uint32(port), 0)) }
-func (r *Remote) In16(port uint16) uint16     { return uint16(r.must("in16", uint32(port), 0)) }
-func (r *Remote) In32(port uint16) uint32     { return r.must("in32", uint32(port), 0) }
-func (r *Remote) Out8(port uint16, v uint8)   { r.must("out8", uint32(port), uint32(v)) }
-func (r *Remote) Out16(port uint16, v uint16) { r.must("out16", uint32(port), uint32(v)) }
-func (r *Remote) Out32(port uint16, v uint32) { r.must("out32", uint32(port), v) }
+func (r *Remote) In8(port uint16) uint8       { return uint8(r.do("in8", uint32(port), 0)) }
+func (r *Remote) In16(port uint16) uint16     { return uint16(r.do("in16", uint32(port), 0)) }
+func (r *Remote) In32(port uint16) uint32     { return r.do("in32", uint32(port), 0) }
+func (r *Remote) Out8(port uint16, v uint8)   { r.do("out8", uint32(port), uint32(v)) }
+func (r *Remote) Out16(port uint16, v uint16) { r.do("out16", uint32(port), uint32(v)) }
+func (r *Remote) Out32(port uint16, v uint32) { r.do("out32", uint32(port), v) }
 
 // Load8, Load16 and Load32 read memory or a register in it; Store8, Store16 and Store32 write it.
-func (r *Remote) Load8(addr uint32) uint8       { return uint8(r.must("load8", addr, 0)) }
-func (r *Remote) Load16(addr uint32) uint16     { return uint16(r.must("load16", addr, 0)) }
-func (r *Remote) Load32(addr uint32) uint32     { return r.must("load32", addr, 0) }
-func (r *Remote) Store8(addr uint32, v uint8)   { r.must("store8", addr, uint32(v)) }
-func (r *Remote) Store16(addr uint32, v uint16) { r.must("store16", addr, uint32(v)) }
-func (r *Remote) Store32(addr uint32, v uint32) { r.must("store32", addr, v) }
+func (r *Remote) Load8(addr uint32) uint8       { return uint8(r.do("load8", addr, 0)) }
+func (r *Remote) Load16(addr uint32) uint16     { return uint16(r.do("load16", addr, 0)) }
+func (r *Remote) Load32(addr uint32) uint32     { return r.do("load32", addr, 0) }
+func (r *Remote) Store8(addr uint32, v uint8)   { r.do("store8", addr, uint32(v)) }
+func (r *Remote) Store16(addr uint32, v uint16) { r.do("store16", addr, uint32(v)) }
+func (r *Remote) Store32(addr uint32, v uint32) { r.do("store32", addr, v) }
 
 // Sti lets interrupts in; Cli keeps them out.
-func (r *Remote) Sti() { r.must("sti", 0, 0) }
-func (r *Remote) Cli() { r.must("cli", 0, 0) }
+func (r *Remote) Sti() { r.do("sti", 0, 0) }
+func (r *Remote) Cli() { r.do("cli", 0, 0) }
 
 // TripleFault makes the vCPU shut down.
-func (r *Remote) TripleFault() { r.must("fault", 0, 0) }
+func (r *Remote) TripleFault() { r.do("fault", 0, 0) }
 
 // Interrupt waits for an interrupt and returns its vector. The guest is in its handler then, interrupts off. It returns 0
 // if none comes within limit.
@@ -228,4 +235,4 @@ func (r *Remote) Interrupt(limit time.Duration) byte {
 }
 
 // EndOfInterrupt tells the local APIC and returns from the handler.
-func (r *Remote) EndOfInterrupt() { r.must("eoi", 0, 0) }
+func (r *Remote) EndOfInterrupt() { r.do("eoi", 0, 0) }
