@@ -89,7 +89,8 @@ func balloonTarget(ctx context.Context, _ *environment, args []string) error {
 	if err := size.UnmarshalText([]byte(args[1])); err != nil {
 		return usagef("%v", err)
 	}
-	return call(ctx, args[0], "balloon", balloonParams{Target: uint64(size)}, nil, nil)
+	target := uint64(size)
+	return call(ctx, args[0], "balloon", balloonParams{Target: &target}, nil, nil)
 }
 
 // check is the command "check". It says nothing when all is well.

@@ -35,30 +35,35 @@ type saveParams struct {
 
 // balloonParams are the parameters of the method "balloon".
 type balloonParams struct {
-	Target uint64 `json:"target"` // bytes of memory that the guest is to keep
+	Target *uint64 `json:"target"` // bytes of memory that the guest is to keep
 }
 
 // methods are what the control socket offers; docs/control.md describes them.
 func (g *guest) methods() map[string]control.Handler {
-	onMachine := func(f func(*machine.Machine) error) control.Handler {
+	plain := func(f func(context.Context) (any, error)) control.Handler {
 		return func(ctx context.Context, c *control.Call) (any, error) {
 			if err := c.Params(&struct{}{}); err != nil {
 				return nil, err
 			}
+			return f(ctx)
+		}
+	}
+	onMachine := func(f func(*machine.Machine) error) control.Handler {
+		return plain(func(ctx context.Context) (any, error) {
 			m, _, err := g.current(ctx)
 			if err != nil {
 				return nil, err
 			}
 			return nil, f(m)
-		}
+		})
 	}
 	return map[string]control.Handler{
-		"status":       func(context.Context, *control.Call) (any, error) { return g.status(), nil },
+		"status":       plain(func(context.Context) (any, error) { return g.status(), nil }),
 		"pause":        onMachine((*machine.Machine).Pause),
 		"resume":       onMachine((*machine.Machine).Resume),
 		"power-button": onMachine(func(m *machine.Machine) error { m.PowerButton(); return nil }),
 		"nmi":          onMachine((*machine.Machine).NMI),
-		"quit":         func(context.Context, *control.Call) (any, error) { g.quit(); return nil, nil },
+		"quit":         plain(func(context.Context) (any, error) { g.quit(); return nil, nil }),
 		"save": func(ctx context.Context, c *control.Call) (any, error) {
 			var p saveParams
 			if err := c.Params(&p); err != nil {
@@ -74,7 +79,10 @@ func (g *guest) methods() map[string]control.Handler {
 			if err := c.Params(&p); err != nil {
 				return nil, err
 			}
-			return nil, g.setBalloon(p.Target)
+			if p.Target == nil {
+				return nil, &control.Error{Code: control.CodeBadRequest, Message: "balloon: target is missing: how many bytes the guest is to keep"}
+			}
+			return nil, g.setBalloon(*p.Target)
 		},
 	}
 }
