@@ -15,54 +15,58 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/vcpu"
 )
 
-// boot puts the guest's first program into its memory, and returns where the first vCPU begins.
-func (m *Machine) boot() (boot.Entry, error) {
+// boot puts the guest's first program into its memory and its first vCPU at its entry.
+func (m *Machine) boot() error {
 	b := &m.cfg.Boot
 	switch {
 	case b.Firmware != nil && b.Kernel != nil:
-		return boot.Entry{}, errors.New("both a kernel and firmware to boot: name one of them")
+		return errors.New("both a kernel and firmware to boot: name one of them")
 	case b.Firmware != nil:
-		return boot.Entry{Mode: boot.Reset}, m.addFirmwareFiles()
+		return m.addFirmwareFiles()
 	case b.Kernel != nil:
 		return m.bootKernel()
 	}
-	return boot.Entry{}, errors.New("nothing to boot: name a kernel or firmware")
+	return errors.New("nothing to boot: name a kernel or firmware")
 }
 
 // bootKernel does for a kernel what firmware would have done: tables, memory map and the PCI registers.
-func (m *Machine) bootKernel() (boot.Entry, error) {
+func (m *Machine) bootKernel() error {
 	tables, err := m.acpiTables()
 	if err != nil {
-		return boot.Entry{}, err
+		return err
 	}
 	placed, err := tables.Place(m.mem, tablesBase)
 	if err != nil {
-		return boot.Entry{}, err
+		return err
 	}
 	if placed.End > smbiosBase {
-		return boot.Entry{}, fmt.Errorf("ACPI tables of %d bytes do not fit below %#x", placed.End-tablesBase, smbiosBase)
+		return fmt.Errorf("ACPI tables of %d bytes do not fit below %#x", placed.End-tablesBase, smbiosBase)
 	}
 	if err := m.vmgenid.SetGPA(placed.GUID); err != nil {
-		return boot.Entry{}, err
+		return err
 	}
 	info, err := m.smbiosTables()
 	if err != nil {
-		return boot.Entry{}, err
+		return err
 	}
 	if _, err := info.Place(m.mem, smbiosBase); err != nil {
-		return boot.Entry{}, err
+		return err
 	}
 	windows := m.windows()
 	for _, c := range m.cards {
 		if err := windows.Place(c.Function()); err != nil {
-			return boot.Entry{}, err
+			return err
 		}
 	}
 	b := &m.cfg.Boot
-	return boot.Load(m.mem, boot.Config{
+	entry, err := boot.Load(m.mem, boot.Config{
 		Kernel: *b.Kernel, Cmdline: b.Cmdline, Modules: b.Modules, Protocol: b.Protocol,
 		MemMap: m.memoryMap(), RSDP: uint64(placed.RSDP), Zeroed: true,
 	})
+	if err != nil {
+		return err
+	}
+	return m.enter(entry)
 }
 
 // enter puts the first vCPU where entry says. The others wait for INIT and SIPI.

@@ -28,10 +28,10 @@ type interrupts struct {
 
 const pirqOff = 0x80
 
-// newInterrupts makes the routes of the 24 lines: an ISA interrupt reaches both the PIC and the IOAPIC, the timer at pin 2
+// newInterrupts sets the routes of the 24 lines: an ISA interrupt reaches both the PIC and the IOAPIC, the timer at pin 2
 // of the latter as the MADT says (its own pin 2, the cascade, does not exist there); a PIRQ the IOAPIC only.
-func newInterrupts() *interrupts {
-	n := &interrupts{}
+func newInterrupts(vm *kvm.VM) (*interrupts, error) {
+	n := &interrupts{vm: vm}
 	for i := range n.pirq {
 		n.pirq[i] = pirqOff
 	}
@@ -49,13 +49,7 @@ func newInterrupts() *interrupts {
 			n.table = append(n.table, kvm.RouteIRQChip(gsi, kvm.IRQChipIOAPIC, gsi))
 		}
 	}
-	return n
-}
-
-// attach makes KVM's interrupt controllers work as n says. Until then no line may change and no message be sent.
-func (n *interrupts) attach(vm *kvm.VM) error {
-	n.vm = vm
-	return vm.SetGSIRouting(n.table)
+	return n, vm.SetGSIRouting(n.table)
 }
 
 // line returns a new participant in the wired-or line gsi.
@@ -290,14 +284,14 @@ func (n *interrupts) release(gsi uint32) error {
 }
 
 // doorbells implements bus.Doorbells by ioeventfds.
-type doorbells struct{ m *Machine }
+type doorbells struct{ vm *kvm.VM }
 
 // Bind implements bus.Doorbells.
 func (d doorbells) Bind(addr uint64, size, fd int) error {
-	return d.m.vm.IOEventFD(kvm.IOEventFD{Addr: addr, Len: uint32(size), FD: int32(fd)})
+	return d.vm.IOEventFD(kvm.IOEventFD{Addr: addr, Len: uint32(size), FD: int32(fd)})
 }
 
 // Unbind implements bus.Doorbells.
 func (d doorbells) Unbind(addr uint64, size, fd int) error {
-	return d.m.vm.IOEventFD(kvm.IOEventFD{Addr: addr, Len: uint32(size), FD: int32(fd), Flags: kvm.IOEventFDDeassign})
+	return d.vm.IOEventFD(kvm.IOEventFD{Addr: addr, Len: uint32(size), FD: int32(fd), Flags: kvm.IOEventFDDeassign})
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/acpi"
-	"github.com/lodgehv/lodge/hypervisor/boot"
 	"github.com/lodgehv/lodge/hypervisor/bus"
 	"github.com/lodgehv/lodge/hypervisor/kvm"
 	"github.com/lodgehv/lodge/hypervisor/legacy"
@@ -27,7 +26,6 @@ type Machine struct {
 	mem        *mem.Memory
 	romSize    uint64
 	vm         *kvm.VM
-	cpuid      []kvm.CPUIDEntry // what KVM supports
 	interrupts *interrupts
 	ports      bus.Bus
 	mmio       bus.Bus
@@ -65,52 +63,29 @@ func New(cfg Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	var entry boot.Entry
-	return build(cfg, plan{
-		romSize: firmware.size(),
-		ram:     func() (*mem.Memory, error) { return mem.Alloc(ranges, mem.AllocOptions{Huge: cfg.Huge}) },
-		load: func(m *Machine) (err error) {
-			if err := firmware.place(m.mem); err != nil {
-				return err
-			}
-			entry, err = m.boot()
-			return err
-		},
-		enter: func(m *Machine) error { return m.enter(entry) },
-	})
-}
-
-// plan is what building a new machine and restoring one differ in.
-type plan struct {
-	romSize uint64
-	ram     func() (*mem.Memory, error)
-	load    func(*Machine) error // puts what it can into the board and its memory, before there are vCPUs
-	enter   func(*Machine) error // puts the vCPUs where they begin
-}
-
-// build makes a machine. KVM works long on its part, most of all on the tables that it keeps of the guest's memory, so
-// the rest is done meanwhile.
-func build(cfg Config, p plan) (*Machine, error) {
-	if cfg.CPUs < 1 || cfg.CPUs > MaxCPUs {
-		return nil, fmt.Errorf("%d CPUs: 1 to %d are possible", cfg.CPUs, MaxCPUs)
+	m, err := mem.Alloc(ranges, mem.AllocOptions{Huge: cfg.Huge})
+	if err != nil {
+		return nil, err
 	}
-	m := &Machine{cfg: cfg, romSize: p.romSize, log: cfg.Log, interrupts: newInterrupts(), over: make(chan struct{})}
+	if err := firmware.place(m); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return build(cfg, m, firmware.size(), (*Machine).boot)
+}
+
+// build makes a machine on m, which it owns from now on, and has fill put the guest into it: a kernel or a saved state.
+func build(cfg Config, memory *mem.Memory, romSize uint64, fill func(*Machine) error) (*Machine, error) {
+	m := &Machine{cfg: cfg, mem: memory, romSize: romSize, log: cfg.Log, over: make(chan struct{})}
 	if m.log == nil {
 		m.log = slog.Default()
 	}
 	for _, step := range []func() error{
-		func() error {
-			created := meanwhile(m.createVM)
-			memory, err := p.ram()
-			m.mem = memory
-			return errors.Join(err, created())
-		},
-		func() error {
-			wired := meanwhile(m.wireVM)
-			return errors.Join(m.addBoard(p.load), wired())
-		},
+		m.createVM,
+		m.addDevices,
+		m.addChipset,
+		m.addCards,
 		m.addCPUs,
-		func() error { return p.enter(m) },
+		func() error { return fill(m) },
 	} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, m.Close())
@@ -119,51 +94,35 @@ func build(cfg Config, p plan) (*Machine, error) {
 	return m, nil
 }
 
-// meanwhile calls f in a goroutine. What it returns waits for f and returns its error.
-func meanwhile(f func() error) (wait func() error) {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	return func() error { return <-done }
-}
-
-func (m *Machine) createVM() (err error) {
-	m.vm, err = m.cfg.KVM.CreateVM()
-	return err
-}
-
-// wireVM gives the VM its memory and interrupt controllers. Memory comes first: afterwards each slot costs milliseconds.
-func (m *Machine) wireVM() error {
+// createVM makes KVM's part. Memory comes before the interrupt controllers: afterwards each slot costs milliseconds.
+func (m *Machine) createVM() error {
+	if m.cfg.CPUs < 1 || m.cfg.CPUs > MaxCPUs {
+		return fmt.Errorf("%d CPUs: 1 to %d are possible", m.cfg.CPUs, MaxCPUs)
+	}
+	vm, err := m.cfg.KVM.CreateVM()
+	if err != nil {
+		return err
+	}
+	m.vm = vm
 	for i, s := range slots(m.mem, m.romSize) {
-		if err := m.vm.SetUserMemoryRegion(uint32(i), s.flags, uint64(s.base), s.bytes); err != nil {
+		if err := vm.SetUserMemoryRegion(uint32(i), s.flags, uint64(s.base), s.bytes); err != nil {
 			return err
 		}
 	}
-	if err := m.vm.SetIdentityMapAddr(identityBase); err != nil {
+	if err := vm.SetIdentityMapAddr(identityBase); err != nil {
 		return err
 	}
-	if err := m.vm.SetTSSAddr(tssBase); err != nil {
+	if err := vm.SetTSSAddr(tssBase); err != nil {
 		return err
 	}
-	if err := m.vm.CreateIRQChip(); err != nil {
+	if err := vm.CreateIRQChip(); err != nil {
 		return err
 	}
-	if err := m.vm.CreatePIT2(kvm.PITSpeakerDummy); err != nil {
+	if err := vm.CreatePIT2(kvm.PITSpeakerDummy); err != nil {
 		return err
 	}
-	return m.interrupts.attach(m.vm)
-}
-
-// addBoard does all that needs memory, but no VM.
-func (m *Machine) addBoard(load func(*Machine) error) (err error) {
-	if m.cpuid, err = m.cfg.KVM.GetSupportedCPUID(); err != nil {
-		return err
-	}
-	for _, step := range []func() error{m.addDevices, m.addChipset, m.addCards} {
-		if err := step(); err != nil {
-			return err
-		}
-	}
-	return load(m)
+	m.interrupts, err = newInterrupts(vm)
+	return err
 }
 
 // slot is a memory slot of KVM's.
@@ -197,7 +156,7 @@ func (m *Machine) addCards() error {
 			return fmt.Errorf("two cards are called %q", s.Name)
 		}
 		names[s.Name] = true
-		card, err := s.New(Board{Name: s.Name, Mem: m.mem, Doorbells: doorbells{m}, Pin: 1, Log: m.log})
+		card, err := s.New(Board{Name: s.Name, Mem: m.mem, Doorbells: doorbells{m.vm}, Pin: 1, Log: m.log})
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.Name, err)
 		}
@@ -226,9 +185,13 @@ func (m *Machine) plug(card Card) error {
 
 // addCPUs makes the vCPUs and says what CPUID tells them.
 func (m *Machine) addCPUs() error {
+	supported, err := m.cfg.KVM.GetSupportedCPUID()
+	if err != nil {
+		return err
+	}
 	deadline := m.cfg.KVM.CheckExtension(kvm.CapTSCDeadlineTimer) != 0
 	for i := range m.cfg.CPUs {
-		entries, err := vcpu.CPUID(m.cpuid, i, m.cfg.CPUs, deadline)
+		entries, err := vcpu.CPUID(supported, i, m.cfg.CPUs, deadline)
 		if err != nil {
 			return err
 		}
@@ -362,9 +325,7 @@ func (m *Machine) Close() error {
 	if m.vm != nil {
 		errs = append(errs, m.vm.Close())
 	}
-	if m.mem != nil {
-		errs = append(errs, m.mem.Close())
-	}
+	errs = append(errs, m.mem.Close())
 	m.finish(Outcome{Reason: Closed})
 	return errors.Join(errs...)
 }

@@ -148,35 +148,25 @@ func Restore(cfg Config, s *Saved, opt RestoreOptions) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return build(cfg, plan{
-		romSize: s.board.romSize,
-		ram:     func() (*mem.Memory, error) { return s.ram(ranges, opt) },
-		load: func(m *Machine) error {
-			if cfg.Boot.Firmware != nil {
-				return m.addFirmwareFiles()
-			}
-			return nil
-		},
-		enter: func(m *Machine) error {
-			return snap.LoadAll(s.file, m.components(), sectionBoard, sectionDefinition)
-		},
-	})
-}
-
-// ram brings memory back.
-func (s *Saved) ram(ranges []mem.Range, opt RestoreOptions) (*mem.Memory, error) {
 	f, err := os.Open(filepath.Join(s.dir, snap.RAMName))
 	if err != nil {
 		return nil, fmt.Errorf("saved state %s: %w", s.dir, err)
 	}
-	var m *mem.Memory
+	var memory *mem.Memory
 	if opt.Shared {
-		m, err = mem.Lazy(f, s.file.Snapshot, ranges, opt.Lazy)
+		memory, err = mem.Lazy(f, s.file.Snapshot, ranges, opt.Lazy)
 	} else {
-		m, err = mem.MapPrivate(f, s.file.Snapshot, ranges)
+		memory, err = mem.MapPrivate(f, s.file.Snapshot, ranges)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return m, nil
+	return build(cfg, memory, s.board.romSize, func(m *Machine) error {
+		if cfg.Boot.Firmware != nil {
+			if err := m.addFirmwareFiles(); err != nil {
+				return err
+			}
+		}
+		return snap.LoadAll(s.file, m.components(), sectionBoard, sectionDefinition)
+	})
 }
