@@ -2,6 +2,7 @@ package vcpu
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/kvm"
 	"github.com/lodgehv/lodge/hypervisor/snap"
@@ -25,8 +26,8 @@ func (s *VMState) Pause() error { return nil }
 // Resume does nothing.
 func (s *VMState) Resume() error { return nil }
 
-// State saves or restores the chips and the clock. Where KVM knew what time it was at saving, kvmclock goes on as if the
-// machine had run all the while, so that the guest's clock is right.
+// State saves or restores the chips and the clock. kvmclock goes on as if the machine had run all the while, so that the
+// guest's clock is right.
 func (s *VMState) State(c *snap.Codec) {
 	var f vmFields
 	if !c.Loading() {
@@ -66,8 +67,14 @@ func (f *vmFields) get(vm *kvm.VM) (err error) {
 	if f.pit, err = vm.GetPIT2(); err != nil {
 		return err
 	}
-	f.clock, err = vm.GetClock()
-	return err
+	if f.clock, err = vm.GetClock(); err != nil {
+		return err
+	}
+	// KVM tells the real time only where the host keeps it by the TSC, but what matters are whole milliseconds.
+	if f.clock.Flags&kvm.ClockRealtime == 0 {
+		f.clock.Realtime = uint64(time.Now().UnixNano())
+	}
+	return nil
 }
 
 func (f *vmFields) set(vm *kvm.VM) error {
@@ -82,7 +89,10 @@ func (f *vmFields) set(vm *kvm.VM) error {
 	if err := vm.SetPIT2(&f.pit); err != nil {
 		return err
 	}
-	return vm.SetClock(kvm.ClockData{
-		Clock: f.clock.Clock, Realtime: f.clock.Realtime, Flags: f.clock.Flags & kvm.ClockRealtime,
-	})
+	// KVM could add the time itself, by ClockRealtime, since Linux 5.16 only.
+	clock := f.clock.Clock
+	if now := uint64(time.Now().UnixNano()); f.clock.Realtime != 0 && now > f.clock.Realtime {
+		clock += now - f.clock.Realtime
+	}
+	return vm.SetClock(kvm.ClockData{Clock: clock})
 }
