@@ -67,7 +67,7 @@ func prepare(ctx context.Context, cfg Config) (*Notebook, error) {
 	}
 	cfg = cfg.withDefaults(set)
 	cfg.Builder = b
-	unlock, err := image.Lock(ctx, filepath.Join(b.Dir, ".notebook.lock"), func() {
+	unlock, err := image.Lock(ctx, filepath.Join(b.Dir, ".running.lock"), func() {
 		if cfg.Log != nil {
 			fmt.Fprintln(cfg.Log, "notebook: waiting for the end of another one on this machine")
 		}
