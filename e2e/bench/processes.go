@@ -141,7 +141,11 @@ func startMemory(ctx context.Context, args []string) (float64, error) {
 	})
 }
 
-// resident adds up the resident sizes in a /proc/PID/smaps, in MiB, but for the guest's RAM: mappings of memfds.
+// ram is the guests' RAM in bytes.
+const ram = 256 << 20
+
+// resident adds up the resident sizes in a /proc/PID/smaps, in MiB, but for the guest's RAM: writable mappings of that
+// size.
 func resident(r io.Reader) (float64, error) {
 	var kib float64
 	guest, found := false, false
@@ -150,7 +154,11 @@ func resident(r io.Reader) (float64, error) {
 		fields := strings.Fields(sc.Text())
 		switch {
 		case len(fields) >= 5 && strings.Contains(fields[0], "-"): // the line that begins a mapping
-			guest = len(fields) > 5 && strings.HasPrefix(fields[5], "/memfd:")
+			var begin, end uint64
+			if _, err := fmt.Sscanf(fields[0], "%x-%x", &begin, &end); err != nil {
+				return 0, fmt.Errorf("smaps: %q: %w", sc.Text(), err)
+			}
+			guest = strings.HasPrefix(fields[1], "rw") && end-begin >= ram
 			found = found || guest
 		case len(fields) == 3 && fields[0] == "Rss:" && !guest:
 			var n float64
@@ -164,7 +172,7 @@ func resident(r io.Reader) (float64, error) {
 		return 0, err
 	}
 	if !found {
-		return 0, errors.New("the process has no memfd: what is its guest's RAM?")
+		return 0, errors.New("the process has no mapping that could be its guest's RAM")
 	}
 	return kib / 1024, nil
 }

@@ -19,8 +19,9 @@ const maxRanges = 64
 
 // AllocOptions changes how RAM is allocated. The zero value is right for most guests.
 type AllocOptions struct {
-	// Huge asks for transparent huge pages. The host grants them only where shmem_enabled is "advise" or more, and KVM
-	// can use them only if Base is congruent to the offset in the image modulo 2 MiB.
+	// Huge asks for transparent huge pages, which a host with "madvise" in /sys/kernel/mm/transparent_hugepage/enabled
+	// gives to private memory, and one with "advise" in shmem_enabled to a memfd. KVM can use them only if Base is
+	// congruent to the offset in the image modulo 2 MiB.
 	Huge bool
 }
 
@@ -43,10 +44,7 @@ func Alloc(ranges []Range, opt AllocOptions) (*Memory, error) {
 	b := &memfd{file: file, image: image}
 	m, err := onImage(image, ranges, file, b)
 	if err == nil && opt.Huge {
-		// A hint: a kernel built without huge pages answers EINVAL.
-		if e := unix.Madvise(image, unix.MADV_HUGEPAGE); e != nil && e != unix.EINVAL {
-			err = fmt.Errorf("ask for huge pages: %w", e)
-		}
+		err = adviseHuge(image)
 	}
 	if err != nil {
 		return nil, errors.Join(err, b.close())

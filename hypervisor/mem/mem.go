@@ -1,8 +1,8 @@
 // Package mem is a guest's physical memory: a sorted list of RAM regions in which every access by guest-physical
 // address is range-checked.
 //
-// The bytes of a region live outside the Go heap (a sealed memfd, or a saved file mapped privately) or, in tests, on it:
-// the rest of the VMM cannot tell which. Regions never move and are never resized, so a slice that Slice returned
+// The bytes of a region live outside the Go heap (anonymous, in a sealed memfd, or a saved file mapped privately) or, in
+// tests, on it: the rest of the VMM cannot tell which. Regions never move and are never resized, so a slice that Slice returned
 // stays valid until Close.
 //
 // The guest writes to this memory while we read it. A caller copies what it validates (descriptors, headers) exactly
@@ -207,7 +207,7 @@ func (m *Memory) Piece(gpa GPA, n int) ([]byte, error) {
 // Discard tells the host that the guest has no use for the n bytes at gpa: their page frames are given back and their
 // content becomes undefined. gpa and n are multiples of PageSize, within one region.
 //
-// What the guest then reads depends on where the memory came from: zeros from Alloc or the heap; from MapPrivate what
+// What the guest then reads depends on where the memory came from: zeros from Alloc, AllocPrivate or the heap; from MapPrivate what
 // the saved file holds there, since its pages reappear under the guest's own; from Lazy zeros or, in a burst of
 // discards while it still fills, what was there.
 func (m *Memory) Discard(gpa GPA, n int) error {

@@ -1,7 +1,6 @@
 package mem
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -35,37 +34,21 @@ func MapPrivate(f *os.File, id [16]byte, want []Range) (*Memory, error) {
 type private struct {
 	file  *os.File
 	image []byte // all of it, mapped
-	// The page map, open while saving, and whether it cannot be.
-	pagemap   *os.File
-	noPagemap bool
+	pages pageMap
 }
 
 // discard drops the guest's own copies of p's pages: it then reads the file's.
-func (b *private) discard(p []byte) error {
-	if err := unix.Madvise(p, unix.MADV_DONTNEED); err != nil {
-		return fmt.Errorf("discard guest memory: %w", err)
-	}
-	return nil
-}
+func (b *private) discard(p []byte) error { return discardPrivate(p) }
 
 func (b *private) close() error {
-	err := errors.Join(unix.Munmap(b.image), b.file.Close())
-	if b.pagemap != nil {
-		err = errors.Join(err, b.pagemap.Close())
-	}
-	return err
+	return errors.Join(unix.Munmap(b.image), b.file.Close(), b.pages.close())
 }
 
 // data returns what the file holds or the guest has written to: reading the file's holes through the mapping would fill
 // the page cache with zeros.
 func (b *private) data(r *Region, off int64) (start, end int64, err error) {
 	size := int64(len(r.Bytes))
-	if b.pagemap == nil && !b.noPagemap {
-		if b.pagemap, err = os.Open("/proc/self/pagemap"); err != nil {
-			b.noPagemap = true // no /proc in this jail: everything has to be looked at
-		}
-	}
-	if b.noPagemap {
+	if !b.pages.open() {
 		return off, size, nil
 	}
 	base := PageSize + r.Off
@@ -74,7 +57,7 @@ func (b *private) data(r *Region, off int64) (start, end int64, err error) {
 		return 0, 0, fmt.Errorf("RAM file %s: %w", b.file.Name(), err)
 	}
 	start, end = start-base, end-base
-	own, ownEnd, err := b.written(r.Bytes, off, start)
+	own, ownEnd, err := b.pages.written(r.Bytes, off, start)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -82,33 +65,4 @@ func (b *private) data(r *Region, off int64) (start, end int64, err error) {
 		return own, ownEnd, nil
 	}
 	return start, end, nil
-}
-
-// Bits of a page's entry in /proc/self/pagemap: Documentation/admin-guide/mm/pagemap.rst.
-const (
-	pageFileOrShared = 1 << 61
-	pageSwapped      = 1 << 62
-	pagePresent      = 1 << 63
-)
-
-// written returns the first run of pages of p in [off, limit) that are private copies, or limit twice.
-func (b *private) written(p []byte, off, limit int64) (start, end int64, err error) {
-	var buf [64 << 10]byte
-	start = limit
-	for at := off; at < limit; {
-		n := min(int64(len(buf)), (limit-at)/PageSize*8)
-		if _, err := b.pagemap.ReadAt(buf[:n], int64(address(p[at:])/PageSize*8)); err != nil {
-			return 0, 0, fmt.Errorf("find changed guest memory: %w", err)
-		}
-		for i := int64(0); i < n; i, at = i+8, at+PageSize {
-			e := binary.LittleEndian.Uint64(buf[i:])
-			own := e&(pagePresent|pageSwapped) != 0 && e&pageFileOrShared == 0
-			if own && start == limit {
-				start = at
-			} else if !own && start < limit {
-				return start, at, nil
-			}
-		}
-	}
-	return start, limit, nil
 }

@@ -178,7 +178,7 @@ func TestPrivateRoundTrip(t *testing.T) {
 	// Restored, changed, and saved over the file that it is mapped from, with and without a page map.
 	for round, noPagemap := range []bool{false, true, false} {
 		r := mapPrivate(t, path)
-		r.backing.(*private).noPagemap = noPagemap
+		r.backing.(*private).pages.missing = noPagemap
 		if !bytes.Equal(content(t, r), want) {
 			t.Fatalf("round %d: restored other than saved", round)
 		}
