@@ -82,7 +82,11 @@ func discover(t *testing.T, m *mem.Memory) map[string][]byte {
 			t.Errorf("RSDP at %#x: bytes add up to %#x and %#x", at, sum(p[:20]), sum(p))
 		}
 		g.tables["RSDP"] = p
+		rsdt := g.table(uint64(binary.LittleEndian.Uint32(p[16:])))
 		xsdt := g.table(binary.LittleEndian.Uint64(p[24:]))
+		if d := cmp.Diff(pointers(xsdt, 8), pointers(rsdt, 4)); d != "" {
+			t.Errorf("XSDT and RSDT differ (-XSDT +RSDT):\n%s", d)
+		}
 		for p := xsdt[headerLen:]; len(p) > 0; p = p[8:] {
 			table := g.table(binary.LittleEndian.Uint64(p))
 			if string(table[:4]) == "FACP" {
@@ -101,6 +105,16 @@ func discover(t *testing.T, m *mem.Memory) map[string][]byte {
 	}
 	t.Fatal("no RSDP")
 	return nil
+}
+
+// pointers returns the addresses, of size bytes each, that an RSDT or XSDT holds.
+func pointers(table []byte, size int) (all []uint64) {
+	for p := range slices.Chunk(table[headerLen:], size) {
+		var b [8]byte
+		copy(b[:], p)
+		all = append(all, binary.LittleEndian.Uint64(b[:]))
+	}
+	return all
 }
 
 func build(t *testing.T, c Config) *Tables {
@@ -132,7 +146,7 @@ func TestPlace(t *testing.T) {
 		t.Errorf("placed %+v", p)
 	}
 	names := slices.Sorted(maps.Keys(discover(t, m)))
-	if d := cmp.Diff([]string{"APIC", "DSDT", "FACP", "FACS", "MCFG", "RSDP", "XSDT"}, names); d != "" {
+	if d := cmp.Diff([]string{"APIC", "DSDT", "FACP", "FACS", "MCFG", "RSDP", "RSDT", "XSDT"}, names); d != "" {
 		t.Errorf("tables (-want +got):\n%s", d)
 	}
 

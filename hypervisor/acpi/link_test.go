@@ -103,8 +103,8 @@ func TestFirmwareElsewhere(t *testing.T) {
 	written := firmware(t, tables.Files(), m,
 		map[string]uint64{rsdpFile: 0xF5A20, tablesFile: 0xABC040, vmgenidGUIDFile: 0xDEF000})
 	found := discover(t, m)
-	if len(found) != 7 {
-		t.Errorf("found %d tables, want 7", len(found))
+	if len(found) != 8 {
+		t.Errorf("found %d tables, want 8", len(found))
 	}
 	if got := binary.LittleEndian.Uint32(found["DSDT"][headerLen+7:]); got != 0xDEF028 {
 		t.Errorf("VGIA = %#x, want 0xdef028", got)

@@ -41,19 +41,23 @@ func Build(c Config) (*Tables, error) {
 		})
 	}
 
+	// Boot loaders, and systems of ACPI 1.0, look at the RSDT only.
 	roots := []int{fadt, madt, mcfg}
+	rsdt := b.addTable("RSDT", 1, make([]byte, 4*len(roots)))
 	xsdt := b.addTable("XSDT", 1, make([]byte, 8*len(roots)))
 	for i, table := range roots {
+		b.pointer(rsdt+headerLen+4*i, table, 4)
 		b.pointer(xsdt+headerLen+8*i, table, 8)
 	}
-	b.sums(dsdt, fadt, madt, mcfg, xsdt)
+	b.sums(dsdt, fadt, madt, mcfg, rsdt, xsdt)
 
 	t := &Tables{
 		blobs: []blob{
-			{file: rsdpFile, data: rsdp(xsdt), align: 16, low: true},
+			{file: rsdpFile, data: rsdp(rsdt, xsdt), align: 16, low: true},
 			{file: tablesFile, data: b.data, align: 64},
 		},
 		links: append(b.links,
+			link{file: rsdpFile, offset: 16, target: tablesFile, size: 4},
 			link{file: rsdpFile, offset: 24, target: tablesFile, size: 8},
 			link{file: rsdpFile, offset: 8, start: 0, length: 20},
 			link{file: rsdpFile, offset: 32, start: 0, length: 36},
@@ -117,12 +121,13 @@ func (b *builder) sums(tables ...int) {
 	}
 }
 
-// rsdp returns the root pointer (ACPI 6.5 §5.2.5.3) to the XSDT at an offset in etc/acpi/tables.
-func rsdp(xsdt int) []byte {
+// rsdp returns the root pointer (ACPI 6.5 §5.2.5.3) to the RSDT and XSDT at offsets in etc/acpi/tables.
+func rsdp(rsdt, xsdt int) []byte {
 	p := make([]byte, 36)
 	copy(p, "RSD PTR ")
 	copy(p[9:], oemID)
 	p[15] = 2 // revision
+	binary.LittleEndian.PutUint32(p[16:], uint32(rsdt))
 	binary.LittleEndian.PutUint32(p[20:], uint32(len(p)))
 	binary.LittleEndian.PutUint64(p[24:], uint64(xsdt))
 	return p

@@ -1,9 +1,11 @@
 package machine
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,7 +13,7 @@ import (
 )
 
 // SeaBIOS starts GRUB from a virtio disk: boot.img in the first sector, and core.img from the second, where boot.img
-// looks for it as it comes.
+// looks for it as it comes. To switch off GRUB reads the RSDT, the FADT and \_S5 in the DSDT itself.
 func TestGRUB(t *testing.T) {
 	cfg := small(t, kvmtest.Program{Main: func(*kvmtest.Asm) {}})
 	const grub = "/usr/lib/grub/i386-pc"
@@ -27,11 +29,11 @@ func TestGRUB(t *testing.T) {
 	dir := t.TempDir()
 	config, core := filepath.Join(dir, "grub.cfg"), filepath.Join(dir, "core.img")
 	if err := os.WriteFile(config, []byte("serial --unit=0 --speed=115200\nterminal_output serial\n"+
-		"echo GRUB-OK\n"), 0o600); err != nil {
+		"echo GRUB-OK\nhalt\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.CommandContext(t.Context(), tool, "-O", "i386-pc", "-d", grub, "-p", "(hd0)/", "-c", config, "-o", core,
-		"biosdisk", "serial", "terminal", "echo").CombinedOutput(); err != nil {
+		"biosdisk", "serial", "terminal", "echo", "halt").CombinedOutput(); err != nil {
 		t.Fatalf("grub-mkimage: %v\n%s", err, out)
 	}
 	coreImg, err := os.ReadFile(core)
@@ -50,5 +52,9 @@ func TestGRUB(t *testing.T) {
 	cfg.Slots = []Slot{diskSlot(disk)}
 	m := newMachine(t, cfg.withSerial(com1))
 	start(t, m)
-	com1.await(t, m, "GRUB-OK", 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	if o, err := m.Wait(ctx); err != nil || o.Reason != PowerOff || !strings.Contains(com1.String(), "GRUB-OK") {
+		t.Errorf("the machine ended with %+v, %v, after:\n%s", o, err, com1)
+	}
 }
