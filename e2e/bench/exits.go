@@ -114,7 +114,7 @@ func newGuest() (g *guest, err error) {
 	if err != nil {
 		return g, err
 	}
-	g.cpu, err = vcpu.New(k, 0, &g.ports, &g.mmio, func(e vcpu.Event) { g.failed <- e })
+	g.cpu, err = vcpu.New(k, 0, nil, &g.ports, &g.mmio, func(e vcpu.Event) { g.failed <- e })
 	return g, err
 }
 

@@ -199,10 +199,7 @@ func (m *Machine) addCPUs() error {
 		if err != nil {
 			return err
 		}
-		if err := k.SetCPUID2(entries); err != nil { // here, since the vCPU has no thread yet
-			return errors.Join(err, k.Close())
-		}
-		cpu, err := vcpu.New(k, i, &m.ports, &m.mmio, m.cpuEvent)
+		cpu, err := vcpu.New(k, i, entries, &m.ports, &m.mmio, m.cpuEvent)
 		if err != nil {
 			return err
 		}

@@ -25,12 +25,19 @@ type machine struct {
 // newMachine makes a machine of n vCPUs with KVM's interrupt controllers.
 func newMachine(t testing.TB, n int) *machine {
 	t.Helper()
-	sys := kvmtest.Open(t)
-	m := &machine{ram: kvmtest.RAM(t, memorySize), events: make(chan vcpu.Event, 16)}
-	supported, err := sys.GetSupportedCPUID()
+	supported, err := kvmtest.Open(t).GetSupportedCPUID()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newMachineOn(t, supported, n)
+}
+
+// newMachineOn makes a machine on a host that supports no more than the given leaves of CPUID.
+func newMachineOn(t testing.TB, supported []kvm.CPUIDEntry, n int) *machine {
+	t.Helper()
+	sys := kvmtest.Open(t)
+	m := &machine{ram: kvmtest.RAM(t, memorySize), events: make(chan vcpu.Event, 16)}
+	var err error
 	if m.vm, err = sys.CreateVM(); err != nil {
 		t.Fatal(err)
 	}
@@ -54,18 +61,15 @@ func newMachine(t testing.TB, n int) *machine {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := vcpu.New(k, i, &m.ports, &m.mmio, func(e vcpu.Event) { m.events <- e })
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.cpus = append(m.cpus, c)
 		cpuid, err := vcpu.CPUID(supported, i, n, true)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Do(func(k *kvm.VCPU) error { return k.SetCPUID2(cpuid) }); err != nil {
+		c, err := vcpu.New(k, i, cpuid, &m.ports, &m.mmio, func(e vcpu.Event) { m.events <- e })
+		if err != nil {
 			t.Fatal(err)
 		}
+		m.cpus = append(m.cpus, c)
 	}
 	return m
 }

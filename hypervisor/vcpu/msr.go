@@ -2,6 +2,7 @@ package vcpu
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/lodgehv/lodge/hypervisor/kvm"
 )
@@ -50,17 +51,20 @@ func (s *state) setMSRs(v *kvm.VCPU) error {
 	return nil
 }
 
-// setCPUID restores what the guest was told of its CPU when it started, however this KVM would describe it. What v has
-// now is what KVM can do here: a feature that it lacks is an error.
-func (s *state) setCPUID(v *kvm.VCPU) error {
-	here, err := v.GetCPUID2()
-	if err != nil {
+// setCPUID restores what the guest was told of its CPU when it started, however this KVM would describe it. A feature
+// that is missing here is an error. Where nothing changes, as on the same computer, KVM is spared the work.
+func (c *CPU) setCPUID(saved []kvm.CPUIDEntry) error {
+	if err := missingFeatures(saved, c.able); err != nil {
 		return err
 	}
-	if err := missingFeatures(s.cpuid, here); err != nil {
+	if slices.Equal(saved, c.cpuid) {
+		return nil
+	}
+	if err := c.k.SetCPUID2(saved); err != nil {
 		return err
 	}
-	return v.SetCPUID2(s.cpuid)
+	c.cpuid = saved
+	return nil
 }
 
 // featureWords returns EAX, EBX, ECX and EDX of e, without those bits that are no features. Left out are also

@@ -44,8 +44,8 @@ func (c *CPU) SnapID() string { return fmt.Sprintf("vcpu.%d", c.index) }
 func (c *CPU) SnapVersion() uint16 { return 1 }
 
 // State saves or restores the vCPU, which is Created or Paused, by way of its thread. To restore, memory must be in
-// place (setting kvmclock's registers writes to it), CPUID set, and the vCPU not have run; and all vCPUs are restored
-// before VMState, whose IOAPIC sends what it holds pending to their local APICs.
+// place (setting kvmclock's registers writes to it), and the vCPU not have run; and all vCPUs are restored before
+// VMState, whose IOAPIC sends what it holds pending to their local APICs.
 func (c *CPU) State(codec *snap.Codec) {
 	if s := c.Status(); s != Created && s != Paused {
 		codec.Fail("vcpu %d: is %v: pause it first", c.index, s)
@@ -55,12 +55,18 @@ func (c *CPU) State(codec *snap.Codec) {
 	if codec.Loading() {
 		s.fields(codec)
 		if codec.Err() == nil {
-			if err := c.Do(s.set); err != nil {
+			if err := c.Do(func(k *kvm.VCPU) error {
+				if err := c.setCPUID(s.cpuid); err != nil { // first: it decides which bits of the rest are valid
+					return err
+				}
+				return s.set(k)
+			}); err != nil {
 				codec.Fail("%w", err)
 			}
 		}
 		return
 	}
+	s.cpuid = c.cpuid
 	if err := c.Do(s.get); err != nil {
 		codec.Fail("%w", err)
 		return
@@ -115,9 +121,6 @@ func list[T any](c *snap.Codec, v *[]T, limit int) {
 //   - The registers before the local APIC: if the deadline timer expires in between, then the guest has one interrupt
 //     too many, not one too few.
 func (s *state) get(v *kvm.VCPU) (err error) {
-	if s.cpuid, err = v.GetCPUID2(); err != nil {
-		return err
-	}
 	if s.mpState, err = v.GetMPState(); err != nil {
 		return err
 	}
@@ -139,7 +142,6 @@ func (s *state) get(v *kvm.VCPU) (err error) {
 }
 
 // set puts the state into v. The order is KVM's demand:
-//   - CPUID first: it decides which bits of the rest are valid.
 //   - SREGS2 before the local APIC: it holds the APIC's base and mode, which decide the form of the rest.
 //   - The local APIC before the MSRs: the deadline is ignored unless the APIC's timer is in deadline mode.
 //   - REGS before VCPU_EVENTS: it drops a pending exception.
@@ -147,9 +149,6 @@ func (s *state) get(v *kvm.VCPU) (err error) {
 func (s *state) set(v *kvm.VCPU) error {
 	if len(s.xsave) != v.XSAVESize() {
 		return fmt.Errorf("saved with an XSAVE area of %d bytes, where this CPU has one of %d", len(s.xsave), v.XSAVESize())
-	}
-	if err := s.setCPUID(v); err != nil {
-		return err
 	}
 	for _, set := range []func() error{
 		func() error { return v.SetRegs(&s.regs) },

@@ -2,6 +2,8 @@ package vcpu_test
 
 import (
 	"encoding/binary"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -80,13 +82,17 @@ func registers(t testing.TB, m *machine) (all struct {
 	Regs  kvm.Regs
 	SRegs kvm.SRegs2
 	FPU   kvm.FPU
+	CPUID []kvm.CPUIDEntry
 }) {
 	t.Helper()
-	if err := m.cpus[0].Do(func(k *kvm.VCPU) error {
+	if err := m.cpus[0].Do(func(k *kvm.VCPU) (err error) {
 		if err := k.GetRegs(&all.Regs); err != nil {
 			return err
 		}
 		if err := k.GetFPU(&all.FPU); err != nil {
+			return err
+		}
+		if all.CPUID, err = k.GetCPUID2(); err != nil {
 			return err
 		}
 		return k.GetSRegs2(&all.SRegs)
@@ -114,6 +120,41 @@ func (s *sequence) Write(_ bus.Access, p []byte) {
 	*s.last = v
 	if v == max(s.until, 100) {
 		close(s.reached)
+	}
+}
+
+// A guest goes on where the host can do more than where it was saved, told of no more than it was; but not where it can
+// do less.
+func TestRestoreOnAnotherHost(t *testing.T) {
+	rich, err := kvmtest.Open(t).GetSupportedCPUID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const x2apic = 1 << 21 // ECX of leaf 1, which KVM emulates on all hosts
+	poor := slices.Clone(rich)
+	leaf1 := slices.IndexFunc(poor, func(e kvm.CPUIDEntry) bool { return e.Function == 1 })
+	if leaf1 < 0 || poor[leaf1].ECX&x2apic == 0 {
+		t.Fatal("KVM lists no x2APIC")
+	}
+	poor[leaf1].ECX &^= x2apic
+
+	onRich, onPoor := newMachineOn(t, rich, 1).cpus[0], newMachineOn(t, poor, 1).cpus[0]
+	c := snap.NewDecoder(save(t, onRich), onPoor.SnapVersion())
+	onPoor.State(c)
+	if err := c.Err(); err == nil || !strings.Contains(err.Error(), "CPUID 0x1.0 ECX 0x200000") {
+		t.Errorf("restored where x2APIC is missing: %v, want it named", err)
+	}
+
+	saved := save(t, onPoor)
+	restore(t, onRich, saved)
+	if err := onRich.Do(func(k *kvm.VCPU) error {
+		now, err := k.GetCPUID2()
+		if err == nil && now[leaf1].ECX&x2apic != 0 {
+			t.Error("the guest was told of x2APIC, which it did not have")
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 

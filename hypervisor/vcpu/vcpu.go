@@ -46,6 +46,7 @@ func (s Status) String() string {
 // devices and from Events: what they want done they leave to another goroutine.
 type CPU struct {
 	k           *kvm.VCPU
+	able, cpuid []kvm.CPUIDEntry // what CPUID can answer here, and what it does answer: a restored guest may know less
 	index       int
 	ports, mmio *bus.Bus
 	events      Events
@@ -68,11 +69,15 @@ type request struct {
 }
 
 // New makes a CPU of k, which it owns from now on, with its thread. index is the vCPU's number, which devices see in
-// bus.Access. Port I/O goes to ports, memory-mapped I/O to mmio.
-func New(k *kvm.VCPU, index int, ports, mmio *bus.Bus, events Events) (*CPU, error) {
+// bus.Access; cpuid is what it answers to CPUID, which is kept. Port I/O goes to ports, memory-mapped I/O to mmio.
+func New(k *kvm.VCPU, index int, cpuid []kvm.CPUIDEntry, ports, mmio *bus.Bus, events Events) (*CPU, error) {
 	c := &CPU{
-		k: k, index: index, ports: ports, mmio: mmio, events: events,
+		k: k, able: cpuid, cpuid: cpuid, index: index, ports: ports, mmio: mmio, events: events,
 		requests: make(chan request), exited: make(chan struct{}), completed: true,
+	}
+	if err := k.SetCPUID2(cpuid); err != nil { // here, since there is no thread yet to change to
+		k.Close()
+		return nil, fmt.Errorf("vcpu %d: %w", index, err)
 	}
 	ready := make(chan error)
 	go c.thread(ready)

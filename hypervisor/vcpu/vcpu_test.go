@@ -263,19 +263,17 @@ func TestHaltWithoutIRQChip(t *testing.T) {
 		t.Fatal(err)
 	}
 	events := make(chan vcpu.Event, 1)
-	c, err := vcpu.New(k, 0, new(bus.Bus), new(bus.Bus), func(e vcpu.Event) { events <- e })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Stop()
 	cpuid, err := sys.GetSupportedCPUID()
 	if err != nil {
 		t.Fatal(err)
 	}
+	c, err := vcpu.New(k, 0, cpuid, new(bus.Bus), new(bus.Bus), func(e vcpu.Event) { events <- e })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Stop()
 	entry := kvmtest.Load(ram, kvmtest.Program{Ring: kvmtest.Ring0, Main: func(a *kvmtest.Asm) { a.Hlt() }})
-	if err := errors.Join(
-		c.Do(func(k *kvm.VCPU) error { return k.SetCPUID2(cpuid) }), c.Do(entry.SetRegisters), c.Resume(),
-	); err != nil {
+	if err := errors.Join(c.Do(entry.SetRegisters), c.Resume()); err != nil {
 		t.Fatal(err)
 	}
 	if e := <-events; e.Kind != vcpu.Halt {
