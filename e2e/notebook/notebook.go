@@ -75,12 +75,28 @@ func prepare(ctx context.Context, cfg Config) (*Notebook, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(b.Dir, ".run-")
+	dir, err := newRunDir(b.Dir)
 	if err != nil {
 		unlock()
 		return nil, err
 	}
 	return &Notebook{cfg: cfg, set: set, dir: dir, unlock: unlock}, nil
+}
+
+// newRunDir makes the directory of a run, and removes those of runs that were
+// killed: the caller has the lock, nobody else runs.
+func newRunDir(parent string) (string, error) {
+	const prefix = ".run-"
+	left, err := filepath.Glob(filepath.Join(parent, prefix+"*"))
+	if err != nil {
+		return "", err
+	}
+	for _, d := range left {
+		if err := os.RemoveAll(d); err != nil {
+			return "", err
+		}
+	}
+	return os.MkdirTemp(parent, prefix)
 }
 
 func (n *Notebook) logf(format string, args ...any) {
@@ -186,7 +202,7 @@ func (n *Notebook) Postmortem() string {
 	how := "QEMU runs"
 	select {
 	case <-n.qemu.done:
-		how = fmt.Sprint("QEMU has ended: ", n.qemu.err)
+		how = fmt.Sprintf("QEMU has ended: %v, reason %q", n.qemu.err, n.qmp.shutdownReason())
 	case <-time.After(quitLimit):
 	}
 	return n.qemu.explain(errors.New(how)).Error() + "\n" + n.consoleTail()

@@ -20,6 +20,7 @@ type qmp struct {
 
 	mu     sync.Mutex
 	events map[string]int // how often each event has come
+	why    string         // the reason of the event SHUTDOWN
 	change chan struct{}  // closed and replaced at each event
 }
 
@@ -29,6 +30,9 @@ type qmpMessage struct {
 		Class, Desc string
 	} `json:"error"`
 	Event string `json:"event"`
+	Data  struct {
+		Reason string `json:"reason"`
+	} `json:"data"`
 }
 
 func newQMP(ctx context.Context, conn net.Conn) (*qmp, error) {
@@ -56,6 +60,9 @@ func (q *qmp) read() {
 		case m.Event != "":
 			q.mu.Lock()
 			q.events[m.Event]++
+			if m.Event == "SHUTDOWN" {
+				q.why = m.Data.Reason
+			}
 			close(q.change)
 			q.change = make(chan struct{})
 			q.mu.Unlock()
@@ -97,6 +104,14 @@ func (q *qmp) do(ctx context.Context, command string, args any) (json.RawMessage
 	case <-ctx.Done():
 		return nil, fmt.Errorf("qmp %s: %w", command, context.Cause(ctx))
 	}
+}
+
+// shutdownReason returns why QEMU has ended, by its own account: "guest-reset"
+// for instance when the notebook's kernel panicked or its processor gave up.
+func (q *qmp) shutdownReason() string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.why
 }
 
 // count returns how often an event has come, and a channel that is closed when
