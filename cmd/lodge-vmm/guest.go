@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -65,6 +66,7 @@ func (g *guest) live(ctx context.Context, m *machine.Machine) (machine.Outcome, 
 	life, end := context.WithCancel(ctx)
 	g.set(m, life)
 	err := m.Start()
+	debug.SetGCPercent(25) // the heap is small, and is to stay so; but to collect before now delays the guest
 	var o machine.Outcome
 	if err == nil {
 		o, err = m.Wait(ctx)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"runtime/debug"
 	"sync"
 
 	"github.com/lodgehv/lodge/hypervisor/control"
@@ -75,7 +74,6 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 	// A goroutine that is woken needs a free P: without spare ones it would wait until the scheduler takes one back
 	// from a vCPU that is in the guest, which may be milliseconds.
 	runtime.GOMAXPROCS(runtime.NumCPU() + def.CPUs)
-	debug.SetGCPercent(25) // the VMM's heap is small, and is to stay so
 
 	log := e.log.With("guest", def.Name)
 	var serial [2]*serialPort
