@@ -1,0 +1,148 @@
+package e2e_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lodgehv/lodge/e2e/agent/rpc"
+	"github.com/lodgehv/lodge/e2e/guest"
+)
+
+// hostileRounds is how many rounds of garbage the hostile guest is to do, and hostileLimit how long it is given for them.
+const (
+	hostileRounds = 8
+	hostileLimit  = 60 * time.Second
+	hostileMin    = 3 // rounds without which the test says nothing
+)
+
+// testHostile runs a guest beside guest i386 whose init is the program hostile. Its VMM may run on, or end as it does when
+// a guest resets, crashes or switches off its machine; it may not grow, stop to answer, or stop its neighbour.
+func (l *lab) testHostile(ctx context.Context, t *testing.T) {
+	neighbour := l.guest(ctx, t, "i386")
+	l.shell(ctx, t, "cd /tools/bin && echo hostile | cpio -o -H newc >/run/hostile.cpio && truncate -s 64M /run/hostile.img")
+	g, err := l.host.Start(ctx, guest.Config{
+		Name: "hostile", Arch: "amd64", MemoryMB: 128, CID: 12, Initrd: "/run/hostile.cpio", Disk: "/run/hostile.img",
+		Cmdline: fmt.Sprintf("rdinit=/hostile lodge.rounds=%d", hostileRounds),
+		Extra:   l.lan.NIC() + "[console]\npath = \"/run/hostile.console\"\n", Flags: "balloon = true",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Await(ctx, 0, regexp.MustCompile(`hostile: seed \d+`)); err != nil {
+		t.Fatal(err)
+	}
+	counting := startCounting(ctx, t, neighbour)
+	m := &vm{Guest: g}
+	pid := m.status(ctx, t).PID
+	resident := int64(0)
+	deadline := time.Now().Add(hostileLimit)
+	over := false
+	for !over && time.Now().Before(deadline) {
+		select {
+		case <-g.Done():
+			over = true
+		case <-time.After(500 * time.Millisecond):
+			if out, err := l.nb.Shell(ctx, fmt.Sprintf("grep VmHWM /proc/%d/status", pid)); err == nil {
+				resident = max(resident, kib(t, out))
+			}
+			over = regexp.MustCompile(`hostile: (done|failed)`).MatchString(g.Console())
+		}
+	}
+	text := g.Console()
+	rounds := strings.Count(text, "hostile: round")
+	t.Logf("%d rounds, at most %d MiB resident, the neighbour's longest pause %v", rounds, resident>>20, counting.stop())
+	if rounds < hostileMin || strings.Contains(text, "hostile: failed") {
+		t.Errorf("there was not much of an attack: %d rounds", rounds)
+	}
+	if resident > 128<<20+64<<20 {
+		t.Errorf("the VMM of a guest of 128 MiB has grown to %d MiB", resident>>20)
+	}
+	if p := counting.stop(); p > 10*time.Second {
+		t.Errorf("the neighbour stood still for %v", p)
+	}
+	l.endHostile(ctx, t, m)
+	if text := g.Console(); strings.Contains(text, "panic: ") && strings.Contains(text, "goroutine ") || strings.Contains(text, "fatal error: ") {
+		t.Error("lodge-vmm panicked")
+	}
+	if t.Failed() {
+		t.Logf("the console of hostile:\n%s", g.Console())
+	}
+}
+
+// endHostile ends the hostile guest, which may have ended itself.
+func (l *lab) endHostile(ctx context.Context, t *testing.T, m *vm) {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, fmt.Errorf("the VMM of the hostile guest does not answer"))
+	defer cancel()
+	select {
+	case <-m.Done():
+	default:
+		if _, err := m.Command(ctx, "quit"); err != nil {
+			t.Error(err)
+		}
+	}
+	code, err := m.Wait(ctx)
+	if err != nil {
+		t.Error(err)
+		_ = m.Kill(context.WithoutCancel(ctx))
+	} else if code != 0 && code != 4 { // off, or crashed
+		t.Errorf("lodge-vmm exits with %d", code)
+	}
+}
+
+// counting follows a guest's counter.
+type counting struct {
+	proc    *rpc.Process
+	longest chan time.Duration
+	result  time.Duration
+	stopped bool
+}
+
+// startCounting starts a counter in the guest, whose lines are timed as they arrive.
+func startCounting(ctx context.Context, t *testing.T, m *vm) *counting {
+	t.Helper()
+	out, in := io.Pipe()
+	p, err := m.agent.Start(rpc.Cmd{Args: []string{rpc.Self, "counter"}, Stdout: in})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &counting{proc: p, longest: make(chan time.Duration, 1)}
+	go func() {
+		<-p.Done()
+		in.Close()
+	}()
+	go func() {
+		var longest time.Duration
+		last, want := time.Now(), 0
+		for s := bufio.NewScanner(out); s.Scan(); want++ {
+			if n, _, _ := strings.Cut(s.Text(), " "); n != strconv.Itoa(want) {
+				longest = time.Hour // a gap in the numbers: not what a counter does
+			}
+			longest = max(longest, time.Since(last))
+			last = time.Now()
+		}
+		c.longest <- max(longest, time.Since(last))
+	}()
+	t.Cleanup(func() { c.stop() })
+	return c
+}
+
+// stop ends the counter and returns the longest time between two of its numbers.
+func (c *counting) stop() time.Duration {
+	if !c.stopped {
+		c.stopped = true
+		if c.proc.Kill() == nil {
+			c.result = <-c.longest
+		} else {
+			c.result = time.Hour // its guest is gone
+		}
+	}
+	return c.result
+}

@@ -1,0 +1,60 @@
+package e2e_test
+
+import (
+	"context"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/lodgehv/lodge/e2e/agent/rpc"
+)
+
+func (l *lab) testReboot(ctx context.Context, t *testing.T) {
+	m := l.guest(ctx, t, "amd64")
+	const bootID = "cat /proc/sys/kernel/random/boot_id"
+	id, reboots, shown := m.shell(ctx, t, bootID), m.status(ctx, t).Reboots, len(m.Console())
+	if _, err := m.agent.Start(rpc.Cmd{Args: []string{"reboot"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Await(ctx, shown, regexp.MustCompile(`lodge-guest: ready`)); err != nil {
+		t.Fatal(err)
+	}
+	l.connect(ctx, t, m)
+	if m.shell(ctx, t, bootID) == id {
+		t.Error("the guest's kernel is the one from before the reboot")
+	}
+	if s := m.status(ctx, t); s.Reboots != reboots+1 || s.State != "running" {
+		t.Errorf("status says %+v; there were %d reboots before", s, reboots)
+	}
+}
+
+func (l *lab) testPowerOff(ctx context.Context, t *testing.T) {
+	m := l.guest(ctx, t, "i386")
+	if _, err := m.agent.Start(rpc.Cmd{Args: []string{"poweroff"}}); err != nil {
+		t.Fatal(err)
+	}
+	l.checkOff(ctx, t, m)
+}
+
+func (l *lab) testPowerButton(ctx context.Context, t *testing.T) {
+	m := l.guest(ctx, t, "amd64")
+	if _, err := m.Command(ctx, "power-button"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Await(ctx, 0, regexp.MustCompile(`lodge-guest: power button`)); err != nil {
+		t.Error(err)
+	}
+	l.checkOff(ctx, t, m)
+}
+
+// checkOff waits for the end of a guest that is switching itself off.
+func (l *lab) checkOff(ctx context.Context, t *testing.T, m *vm) {
+	t.Helper()
+	code, err := m.Wait(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code != 0 || !strings.Contains(m.Console(), "lodge-guest: stop") {
+		t.Errorf("guest %s: lodge-vmm exits with %d after:\n%s", m.Name(), code, m.Console())
+	}
+}
