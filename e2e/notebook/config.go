@@ -92,7 +92,7 @@ func (c Config) args(set *image.Set, tools, console string, drives []drive) []st
 	if c.Append != "" {
 		line += " " + c.Append
 	}
-	a := append([]string{"-nodefaults", "-display", "none", "-no-reboot"}, accel...)
+	a := append([]string{"-nodefaults", "-display", "none", "-no-reboot", "-d", "cpu_reset"}, accel...)
 	a = append(a,
 		"-M", "q35,sata=off,kernel-irqchip=split", "-cpu", "EPYC,+svm,+npt",
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.Itoa(c.Memory),
