@@ -47,16 +47,17 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	// As lodge-vmm does for each vCPU.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
 
+	guests := &pair{vmm: *vmm}
 	var results []result
 	var errs []error
-	for _, f := range figures(*vmm, dir) {
+	for _, f := range figures(*vmm, dir, guests) {
 		if !pattern.MatchString(f.name) {
 			continue
 		}
 		fmt.Fprintf(out, "%s ...\n", f.name)
 		r, err := f.measure(ctx)
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return errors.Join(ctx.Err(), guests.close())
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", f.name, err))
@@ -64,15 +65,16 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		}
 		results = append(results, r)
 	}
+	errs = append(errs, guests.close())
 	if err := write(*file, results); err != nil {
 		return err
 	}
 	return errors.Join(append(errs, print(out, results))...)
 }
 
-// figures are all that can be measured.
-func figures(vmm, dir string) []figure {
-	return slices.Concat(processes(vmm, dir), []figure{exits(dir), restore(dir)})
+// figures are all that can be measured. guests, which is started when one of them needs it, is the caller's to close.
+func figures(vmm, dir string, guests *pair) []figure {
+	return slices.Concat(processes(vmm, dir), []figure{exits(dir), restore(dir)}, []figure{starts(vmm)}, transfers(guests))
 }
 
 func write(file string, results []result) error {
