@@ -8,6 +8,7 @@
 package main
 
 import (
+	"errors"
 	"bufio"
 	"encoding/json"
 	"fmt"
@@ -61,5 +62,5 @@ func run(args []string, to io.Writer) error {
 		}
 		fmt.Fprintln(os.Stderr, lines.Text())
 	}
-	return fmt.Errorf("%s ended before it showed %q (%v)", args[1], text, lines.Err())
+	return errors.Join(fmt.Errorf("%s ended before it showed %q", args[1], text), lines.Err())
 }
