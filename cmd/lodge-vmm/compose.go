@@ -49,7 +49,7 @@ func (r *resources) opened(c io.Closer) { r.closers = append(r.closers, c) }
 // nothing stays open.
 func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) (r *resources, err error) {
 	r = &resources{config: machine.Config{
-		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Huge: def.Huge, Serial: serial, Log: log,
+		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Serial: serial, Log: log,
 	}}
 	defer func() {
 		if err != nil {

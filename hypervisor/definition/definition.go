@@ -33,7 +33,6 @@ type Definition struct {
 	Balloon bool    `toml:"balloon,omitempty"` // memory balloon
 	RNG     *bool   `toml:"rng,omitempty"`     // entropy device; on if it is missing
 	Control string  `toml:"control,omitempty"`
-	Huge    bool    `toml:"huge_pages,omitempty"`
 
 	lines map[string]int // of the file that it was read from, see index
 }

@@ -25,7 +25,6 @@ uuid = "0F1E2D3C-4b5a-6978-8796-a5b4c3d2e1f0"
 cpus = 2
 memory = "1536M"
 control = "run/web.sock"
-huge_pages = true
 rng = false
 balloon = true
 
@@ -79,7 +78,7 @@ func TestParse(t *testing.T) {
 	off := false
 	want := &Definition{
 		Name: "web", UUID: "0F1E2D3C-4b5a-6978-8796-a5b4c3d2e1f0", CPUs: 2, Memory: 1536 << 20, Control: "/guests/run/web.sock",
-		Huge: true, RNG: &off, Balloon: true,
+		RNG: &off, Balloon: true,
 		Boot: Boot{Kernel: "/guests/vmlinux", Initrd: "/boot/initrd", Cmdline: "console=ttyS0 root=/dev/vda", Protocol: "pvh"},
 		Disks: []Disk{
 			{Name: "root", Path: "/images/root.img", Serial: "root"},
@@ -317,7 +316,7 @@ func drawn(t *rapid.T) *Definition {
 	flip := rapid.Bool()
 	d := &Definition{
 		Name: drawName.Draw(t, "name"), CPUs: rapid.IntRange(1, MaxCPUs).Draw(t, "cpus"),
-		Memory: Size(rapid.Uint64Range(MinMemory>>12, MaxMemory>>12).Draw(t, "pages") << 12), Huge: flip.Draw(t, "huge"), Balloon: flip.Draw(t, "balloon"),
+		Memory: Size(rapid.Uint64Range(MinMemory>>12, MaxMemory>>12).Draw(t, "pages") << 12), Balloon: flip.Draw(t, "balloon"),
 	}
 	if flip.Draw(t, "kernel") {
 		d.Boot = Boot{Kernel: path.Draw(t, "kernel"), Cmdline: rapid.String().Draw(t, "cmdline"), Protocol: rapid.SampledFrom([]string{"", "auto", "pvh"}).Draw(t, "protocol")}

@@ -28,7 +28,6 @@ type Config struct {
 	KVM    *kvm.System
 	CPUs   int    // 1 to MaxCPUs
 	Memory uint64 // bytes, MinMemory to MaxMemory in whole pages
-	Huge   bool   // ask for transparent huge pages
 
 	Boot Boot
 

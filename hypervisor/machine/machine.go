@@ -63,7 +63,7 @@ func New(cfg Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := mem.AllocPrivate(ranges, mem.AllocOptions{Huge: cfg.Huge}) // no device shares it with another process
+	m, err := mem.AllocPrivate(ranges) // no device shares it with another process
 	if err != nil {
 		return nil, err
 	}

@@ -19,9 +19,9 @@ const maxRanges = 64
 
 // AllocOptions changes how RAM is allocated. The zero value is right for most guests.
 type AllocOptions struct {
-	// Huge asks for transparent huge pages, which a host with "madvise" in /sys/kernel/mm/transparent_hugepage/enabled
-	// gives to private memory, and one with "advise" in shmem_enabled to a memfd. KVM can use them only if Base is
-	// congruent to the offset in the image modulo 2 MiB.
+	// Huge asks for transparent huge pages, which a host gives to memfds if it has "advise" in
+	// /sys/kernel/mm/transparent_hugepage/shmem_enabled. KVM can use them only if Base is congruent to the offset in the
+	// image modulo 2 MiB.
 	Huge bool
 }
 

@@ -14,9 +14,9 @@ const hugePage = 2 << 20
 // it one behind the other in the order of their addresses. No page takes up memory before its first use.
 //
 // It is anonymous memory, since most hosts back only that by huge pages: they spare a guest most of its page faults, each
-// some thousand instructions of KVM's, and later of its TLB misses. opt.Huge is needed only where the host leaves the
-// choice to programs.
-func AllocPrivate(ranges []Range, opt AllocOptions) (*Memory, error) {
+// some thousand instructions of KVM's, and later of its TLB misses. It asks for them, for hosts that leave the choice to
+// programs.
+func AllocPrivate(ranges []Range) (*Memory, error) {
 	size, err := check(ranges)
 	if err != nil {
 		return nil, err
@@ -31,7 +31,7 @@ func AllocPrivate(ranges []Range, opt AllocOptions) (*Memory, error) {
 	image := whole[skip : uint64(skip)+size]
 	b := &anonymous{whole: whole}
 	m, err := onImage(image, ranges, nil, b)
-	if err == nil && opt.Huge {
+	if err == nil {
 		err = adviseHuge(image)
 	}
 	if err != nil {

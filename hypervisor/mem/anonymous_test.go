@@ -11,7 +11,7 @@ import (
 
 func allocPrivate(t testing.TB, ranges []Range) *Memory {
 	t.Helper()
-	m, err := AllocPrivate(ranges, AllocOptions{Huge: true})
+	m, err := AllocPrivate(ranges)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestAllocPrivate(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if m, err := AllocPrivate([]Range{{0, 0}}, AllocOptions{}); err == nil {
+	if m, err := AllocPrivate([]Range{{0, 0}}); err == nil {
 		m.Close()
 		t.Error("a range without pages was taken")
 	}
@@ -73,7 +73,7 @@ func TestSavePrivate(t *testing.T) {
 
 // Saving neither writes what the guest never touched nor makes it take up memory.
 func TestSavePrivateIsSparse(t *testing.T) {
-	m, err := AllocPrivate([]Range{{0, 256 << 20}}, AllocOptions{})
+	m, err := AllocPrivate([]Range{{0, 256 << 20}})
 	if err != nil {
 		t.Fatal(err)
 	}
