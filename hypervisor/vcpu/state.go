@@ -150,9 +150,15 @@ func (s *state) set(v *kvm.VCPU) error {
 	if len(s.xsave) != v.XSAVESize() {
 		return fmt.Errorf("saved with an XSAVE area of %d bytes, where this CPU has one of %d", len(s.xsave), v.XSAVESize())
 	}
+	sregs := s.sregs
+	if isAMD(s.cpuid) {
+		// AMD's CPUs keep the task register without its busy bit, which KVM adds when it is asked (svm_get_segment). What
+		// KVM is given it hands to the CPU as it is: silicon does not mind, QEMU's emulation of it aborts.
+		sregs.TR.Type &^= 0x2
+	}
 	for _, set := range []func() error{
 		func() error { return v.SetRegs(&s.regs) },
-		func() error { return v.SetSRegs2(&s.sregs) },
+		func() error { return v.SetSRegs2(&sregs) },
 		func() error { return v.SetDebugRegs(&s.debugRegs) },
 		func() error { return v.SetXCRS(&s.xcrs) },
 		func() error { return v.SetXSAVE(s.xsave) },
