@@ -20,7 +20,6 @@ func (l *lab) testRestore(ctx context.Context, t *testing.T) {
 	}{
 		{"amd64 private", "amd64", false, nil},
 		{"amd64 shared", "amd64", true, []string{"--shared"}},
-		{"i386 private", "i386", false, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) { l.saveAndRestore(ctx, t, c.guest, c.stop, c.flags...) })
 	}
