@@ -158,7 +158,8 @@ func Decode(b []byte) (*File, error) {
 	if v := le.Uint32(b[8:]); v > formatVersion {
 		return nil, fmt.Errorf("format %d: %w", v, ErrNewer)
 	}
-	if checksum(b[:headerSum]) != le.Uint32(b[headerSum:]) || le.Uint32(b[8:]) == 0 {
+	writer := bytes.TrimRight(b[writerOff:headerSum], "\x00")
+	if checksum(b[:headerSum]) != le.Uint32(b[headerSum:]) || le.Uint32(b[8:]) == 0 || bytes.IndexByte(writer, 0) >= 0 {
 		return nil, fmt.Errorf("header: %w", ErrDamaged)
 	}
 	switch size := le.Uint64(b[16:]); {
@@ -176,7 +177,7 @@ func Decode(b []byte) (*File, error) {
 		Snapshot: ID(b[32:]),
 		Machine:  ID(b[48:]),
 		Created:  time.Unix(0, int64(le.Uint64(b[24:]))),
-		Writer:   string(bytes.TrimRight(b[writerOff:headerSum], "\x00")),
+		Writer:   string(writer),
 		Sections: make([]Section, 0, count),
 	}
 	seen := make(map[string]bool, count)
