@@ -33,7 +33,7 @@ type backing struct {
 
 // resolve returns the backing that spans name. Neighbours become one piece, as large as a region of memory holds it.
 func resolve(m *mem.Memory, spans []span) (backing, error) {
-	var b backing
+	b := backing{pieces: make([]piece, 0, len(spans))}
 	for _, s := range spans {
 		if s.size > math.MaxInt-b.size {
 			return backing{}, mem.ErrOutOfRange
@@ -49,7 +49,6 @@ func resolve(m *mem.Memory, spans []span) (backing, error) {
 			at, left = at+mem.GPA(n), left-n
 		}
 	}
-	b.pieces = slices.Clip(b.pieces)
 	return b, nil
 }
 

@@ -128,7 +128,7 @@ func (d *Device) resourceAttachBacking(c *call) uint32 {
 	if r == nil {
 		return respErrInvalidResourceID
 	}
-	if r.backing.pieces != nil {
+	if len(r.backing.pieces) > 0 {
 		return respErrUnspec
 	}
 	return d.attach(c, r, c.p.u32(4))
@@ -162,7 +162,7 @@ func (d *Device) resourceDetachBacking(c *call) uint32 {
 	if r == nil {
 		return respErrInvalidResourceID
 	}
-	if r.backing.pieces == nil {
+	if len(r.backing.pieces) == 0 {
 		return respErrUnspec
 	}
 	if r.blob {
