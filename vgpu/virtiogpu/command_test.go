@@ -3,6 +3,7 @@ package virtiogpu
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"image"
 	"testing"
@@ -497,6 +498,28 @@ func TestLimits(t *testing.T) {
 	if resp != respErrOutOfMemory || c.d.entries != maxTotalEntries {
 		t.Errorf("response %#x after %d entries", resp, c.d.entries)
 	}
+	check(t, c.d)
+}
+
+// When the host has no memory, the guest is told, and what is shown stays.
+func TestNoMemory(t *testing.T) {
+	c := newCard(t, 1)
+	c.d.newArena = func(int64) (*arena, error) { return nil, errors.New("a test") }
+	for range 2 {
+		if resp, _ := c.do(cmdResourceCreate2D, 1, 1, 1, 1); resp != respErrOutOfMemory {
+			t.Errorf("response %#x", resp)
+		}
+	}
+	c.d.newArena = heapArena
+	b := c.createBlob(2, 4096, 300, 2) // more than all pictures may take up
+	b.fill(image.Rect(0, 0, 1024, 10), 1)
+	c.showBlob(0, 2, rect{0, 0, 1024, 10}, 1024, 300, 4096, 0)
+	if resp := c.showBlob(0, 2, rect{0, 0, 1024, 300}, 1024, 300, 4096, 0); resp != respErrOutOfMemory {
+		t.Errorf("response %#x", resp)
+	}
+	b.fill(image.Rect(0, 0, 1024, 10), 2)
+	c.flush(2, rect{0, 0, 1024, 300})
+	c.sinks[0].sees(blank(1024, 10).draw(image.Rect(0, 0, 1024, 10), image.Point{}, 2))
 	check(t, c.d)
 }
 

@@ -61,6 +61,7 @@ func (d *Device) monitorState(c *snap.Codec) {
 	}
 }
 
+// resourcesState carries the resources in the order of their ids.
 func (d *Device) resourcesState(c *snap.Codec) {
 	n := c.Len(len(d.resources), maxResources)
 	if !c.Loading() {
@@ -70,8 +71,14 @@ func (d *Device) resourcesState(c *snap.Codec) {
 		}
 		return
 	}
+	last := uint32(0)
 	for i := 0; i < n && c.Err() == nil; i++ {
-		d.resourceState(c, &resource{})
+		r := &resource{}
+		d.resourceState(c, r)
+		if r.id <= last {
+			c.Fail("graphics resource %d after %d", r.id, last)
+		}
+		last = r.id
 	}
 }
 
@@ -247,7 +254,6 @@ func (d *Device) complete() error {
 	if !d.restored {
 		return nil
 	}
-	d.entries = 0
 	for _, r := range d.resources {
 		var spans []span
 		for _, p := range r.backing.pieces {
@@ -257,8 +263,8 @@ func (d *Device) complete() error {
 		if err != nil {
 			return fmt.Errorf("graphics resource %d: %w: the saved state is not that of this memory", r.id, err)
 		}
+		d.entries += len(b.pieces) - len(r.backing.pieces)
 		r.backing = b
-		d.entries += len(b.pieces)
 		r.picture.complete(&r.backing, 0, uint64(r.picture.width))
 	}
 	for i := range d.scanouts {
