@@ -79,11 +79,11 @@ func (k *Keyboard) anyDown(keys ...uint16) bool { return slices.ContainsFunc(key
 
 // repeats reports whether a key is repeated while it is held.
 func (k *Keyboard) repeats(key uint16) bool {
-	if s := scanOf(key); k.set == 3 {
+	s := scanOf(key)
+	if k.set == 3 {
 		return k.types[s.set3]&typeTypematic != 0
-	} else {
-		return s.form != makeOnly && key != hid.KeyPause
 	}
+	return s.form != makeOnly && key != hid.KeyPause
 }
 
 // encodeRepeat writes what a key that is held sends, and returns how many bytes that are.
