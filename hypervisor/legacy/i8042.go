@@ -72,11 +72,16 @@ const (
 	PS2Mouse
 )
 
-// PS2Port is a device at one of the controller's ports. It answers through I8042.Queue, from within Write if it likes.
-type PS2Port interface{ Write(b byte) }
-
-// ps2Queue is how many bytes of a device may wait in front of the controller.
-const ps2Queue = 256
+// PS2Port is a device at one of the controller's ports. The bytes that it has to send wait in the device, as in hardware:
+// the controller takes one when the guest has read the last. Both methods may be called by any vCPU.
+type PS2Port interface {
+	// Write is a byte of the guest's, sent while the controller is not locked. What the device has to say to it is
+	// taken as soon as Write has returned.
+	Write(b byte)
+	// Next removes the next byte that the device sends; ok is false if there is none. The controller is locked: Next
+	// may not call it.
+	Next() (b byte, ok bool)
+}
 
 // I8042 is the keyboard controller. It is mapped twice, one port each, at I8042Data and at I8042Command.
 //
@@ -91,22 +96,18 @@ type I8042 struct {
 	mu      sync.Mutex
 	irq     [2]pin // by PS2Index
 	dev     [2]PS2Port
-	queue   [2]ring
 	ram     [32]uint8 // 0 is the command byte
 	output  uint8     // output port, bits that were written
 	command uint8     // the command that waits for its data byte, or 0
 	status  uint8
 	data    uint8 // output buffer
-	answer  ring  // the controller's own bytes, which go before the devices'
+	answer  ring  // the controller's own byte, which goes before the devices'
 	release bool  // the translation has seen 0xf0
 }
 
 // NewI8042 returns a keyboard controller. It calls reset, without holding a lock, when the guest pulls the reset line.
 func NewI8042(keyboard, mouse irq.Line, reset func()) *I8042 {
 	k := &I8042{reset: reset, irq: [2]pin{{line: keyboard}, {line: mouse}}, answer: newRing(1)}
-	for i := range k.queue {
-		k.queue[i] = newRing(ps2Queue)
-	}
 	k.powerOn()
 	return k
 }
@@ -130,8 +131,7 @@ func (k *I8042) powerOn() {
 	k.output = kbcOutReset | kbcOutA20
 	k.command, k.data, k.release = 0, 0, false
 	k.answer.clear()
-	for i := range k.queue {
-		k.queue[i].clear()
+	for i := range k.irq {
 		k.irq[i].set(false)
 	}
 	k.status = kbcINH | kbcSYS
@@ -184,8 +184,11 @@ func (k *I8042) next() {
 		k.put(PS2Keyboard, k.answer.pop())
 		return
 	}
-	for k.queue[PS2Keyboard].n > 0 && k.ram[0]&kbcOffKbd == 0 {
-		b := k.queue[PS2Keyboard].pop()
+	for {
+		b, ok := k.from(PS2Keyboard, kbcOffKbd)
+		if !ok {
+			break
+		}
 		if k.ram[0]&kbcXlate == 0 {
 			k.put(PS2Keyboard, b)
 			return
@@ -198,9 +201,17 @@ func (k *I8042) next() {
 		k.release = false
 		return
 	}
-	if k.queue[PS2Mouse].n > 0 && k.ram[0]&kbcOffAux == 0 {
-		k.put(PS2Mouse, k.queue[PS2Mouse].pop())
+	if b, ok := k.from(PS2Mouse, kbcOffAux); ok {
+		k.put(PS2Mouse, b)
 	}
+}
+
+// from returns the next byte of the device at a port, unless the port's clock is held by bit off of the command byte.
+func (k *I8042) from(port PS2Index, off uint8) (b byte, ok bool) {
+	if k.dev[port] == nil || k.ram[0]&off != 0 {
+		return 0, false
+	}
+	return k.dev[port].Next()
 }
 
 // put sets the output buffer, whatever it held, as if b came from the given port.
@@ -315,6 +326,7 @@ func (k *I8042) writeData(b byte) {
 	k.mu.Unlock()
 	if dev != nil {
 		dev.Write(b)
+		k.Ready()
 	}
 	if reset {
 		k.reset()
@@ -332,28 +344,20 @@ func (k *I8042) send(port PS2Index) PS2Port {
 	return k.dev[port]
 }
 
-// Queue takes bytes that the device at a port sends, all or none: false says that there was no room for them. Room is
-// for 256 bytes each; a device keeps to whole scan codes and packets.
-func (k *I8042) Queue(port PS2Index, p ...byte) bool {
+// Ready says that a device has something to send. A device calls it without a lock that its Next takes.
+func (k *I8042) Ready() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.queue[port].free() < len(p) {
-		return false
-	}
-	for _, b := range p {
-		k.queue[port].push(b)
-	}
 	k.next()
-	return true
 }
 
 // SnapID implements snap.Component.
 func (k *I8042) SnapID() string { return "i8042" }
 
 // SnapVersion implements snap.Component.
-func (k *I8042) SnapVersion() uint16 { return 1 }
+func (k *I8042) SnapVersion() uint16 { return 2 }
 
-// Pause implements snap.Component. The controller has no workers; its devices stop queueing when they are paused.
+// Pause implements snap.Component. The controller has no workers.
 func (k *I8042) Pause() error { return nil }
 
 // Resume implements snap.Component.
@@ -379,7 +383,12 @@ func (k *I8042) State(c *snap.Codec) {
 	c.Bool(&k.release)
 	for i := range k.irq {
 		c.Bool(&k.irq[i].level)
-		k.queue[i].state(c)
+		if c.Version() < 2 { // the bytes of the port's device, which had none
+			var n uint32
+			if c.U32(&n); n != 0 {
+				c.Fail("%d bytes of a device that nobody had", n)
+			}
+		}
 	}
 	k.answer.state(c)
 }

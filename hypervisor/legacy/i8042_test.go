@@ -6,7 +6,30 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/lodgehv/lodge/hypervisor/snap"
 )
+
+// testPort is a device that sends what it is told, and keeps what it gets.
+type testPort struct {
+	k         *I8042
+	sent, got []byte
+}
+
+func (p *testPort) Write(b byte) { p.got = append(p.got, b) }
+
+func (p *testPort) Next() (b byte, ok bool) {
+	if len(p.sent) == 0 {
+		return 0, false
+	}
+	b, p.sent = p.sent[0], p.sent[1:]
+	return b, true
+}
+
+func (p *testPort) send(b ...byte) {
+	p.sent = append(p.sent, b...)
+	p.k.Ready()
+}
 
 // testKBC is a keyboard controller with its lines, and short forms of access.
 type testKBC struct {
@@ -25,6 +48,14 @@ func (k *testKBC) command(b byte) { out(k.I8042, I8042Command, 0, 1, uint64(b)) 
 func (k *testKBC) send(b byte)    { out(k.I8042, I8042Data, 0, 1, uint64(b)) }
 func (k *testKBC) stat() byte     { return byte(in(k.I8042, I8042Command, 0, 1)) }
 func (k *testKBC) recv() byte     { return byte(in(k.I8042, I8042Data, 0, 1)) }
+
+// attach puts devices at both ports.
+func (k *testKBC) attach() (keyboard, mouse *testPort) {
+	keyboard, mouse = &testPort{k: k.I8042}, &testPort{k: k.I8042}
+	k.Attach(PS2Keyboard, keyboard)
+	k.Attach(PS2Mouse, mouse)
+	return keyboard, mouse
+}
 
 // drain returns what the output buffer gives until it is empty, each byte after the name of its port.
 func (k *testKBC) drain() (got []string) {
@@ -102,8 +133,9 @@ func TestI8042CommandByte(t *testing.T) {
 
 func TestI8042Interrupts(t *testing.T) {
 	k := newTestKBC()
-	k.Queue(PS2Keyboard, 0x1c, 0xf0, 0x1c) // A pressed and released, in set 2
-	k.Queue(PS2Mouse, 0x08)
+	keyboard, mouse := k.attach()
+	keyboard.send(0x1c, 0xf0, 0x1c) // A pressed and released, in set 2
+	mouse.send(0x08)
 	for _, tc := range []struct {
 		kbd, aux bool
 		data     byte
@@ -120,13 +152,13 @@ func TestI8042Interrupts(t *testing.T) {
 	}
 	k.command(kbcWriteRAM)
 	k.send(kbcIntKbd) // no translation
-	k.Queue(PS2Mouse, 0x09)
+	mouse.send(0x09)
 	if k.aux.level.Load() || k.stat()&(kbcOBF|kbcAUX) != kbcOBF|kbcAUX {
 		t.Error("the mouse interrupts although that is disabled, or its byte is not there")
 	}
 	k.recv()
 	k.command(kbcDisableKbd)
-	k.Queue(PS2Keyboard, 0xf0, 0x1c)
+	keyboard.send(0xf0, 0x1c)
 	if k.stat()&kbcOBF != 0 {
 		t.Error("the keyboard sends although its clock is held")
 	}
@@ -164,11 +196,28 @@ func TestI8042A20(t *testing.T) {
 	}
 }
 
-// TestI8042Order has two devices send while the guest reads now and then: each one's bytes keep their order, and a
-// queue that is full takes nothing.
+// What the guest sends arrives, and the answer is there when the write has returned.
+func TestI8042Devices(t *testing.T) {
+	k := newTestKBC()
+	keyboard, mouse := k.attach()
+	keyboard.sent = []byte{0xfa}
+	k.send(0xed)
+	k.command(kbcWriteAux)
+	k.send(0xf4)
+	if diff := cmp.Diff([]string{"kbd fa"}, k.drain()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([2][]byte{{0xed}, {0xf4}}, [2][]byte{keyboard.got, mouse.got}); diff != "" {
+		t.Errorf("keyboard and mouse got (-want +got):\n%s", diff)
+	}
+}
+
+// TestI8042Order has two devices send while the guest reads now and then: each one's bytes keep their order.
 func TestI8042Order(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		k := newTestKBC()
+		var dev [2]*testPort
+		dev[PS2Keyboard], dev[PS2Mouse] = k.attach()
 		k.command(kbcWriteRAM)
 		k.send(0)
 		var want, got [2][]byte
@@ -180,15 +229,11 @@ func TestI8042Order(t *testing.T) {
 			got[port] = append(got[port], k.recv())
 		}
 		rt.Repeat(map[string]func(*rapid.T){
-			"queue": func(rt *rapid.T) {
-				port := PS2Index(rapid.IntRange(0, 1).Draw(rt, "port"))
-				p := rapid.SliceOfN(rapid.Byte(), 1, ps2Queue).Draw(rt, "bytes")
-				room := k.queue[port].free()
-				if took := k.Queue(port, p...); took != (len(p) <= room) {
-					rt.Fatalf("%d bytes, room for %d: %v", len(p), room, took)
-				} else if took {
-					want[port] = append(want[port], p...)
-				}
+			"send": func(rt *rapid.T) {
+				port := rapid.IntRange(0, 1).Draw(rt, "port")
+				p := rapid.SliceOfN(rapid.Byte(), 1, 20).Draw(rt, "bytes")
+				dev[port].send(p...)
+				want[port] = append(want[port], p...)
 			},
 			"read": func(*rapid.T) {
 				if k.stat()&kbcOBF != 0 {
@@ -200,9 +245,25 @@ func TestI8042Order(t *testing.T) {
 			read()
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
-			rt.Fatalf("bytes by port (-queued +read):\n%s", diff)
+			rt.Fatalf("bytes by port (-sent +read):\n%s", diff)
 		}
 	})
+}
+
+// A state of the first version, in which the controller kept the bytes that no device sent.
+func TestI8042FirstVersion(t *testing.T) {
+	old := make([]byte, 32+5+2*(1+4)+4)
+	old[0], old[34] = 0x65, kbcINH
+	k := newTestKBC()
+	d := snap.NewDecoder(old, 1)
+	k.State(d)
+	if d.Done(); d.Err() != nil {
+		t.Fatal(d.Err())
+	}
+	k.command(kbcReadRAM)
+	if got := k.recv(); got != 0x65 {
+		t.Errorf("command byte %#x, want 0x65", got)
+	}
 }
 
 func TestTranslateScan(t *testing.T) {

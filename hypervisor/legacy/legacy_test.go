@@ -62,7 +62,7 @@ func rigs() []rig {
 		{"i8042", I8042Data, 5, func() (device, []*testLine) {
 			l := []*testLine{new(testLine), new(testLine)}
 			k := NewI8042(l[0], l[1], func() {})
-			k.Attach(PS2Keyboard, echoPort{k, PS2Keyboard})
+			k.Attach(PS2Keyboard, new(echoPort))
 			return k, l
 		}},
 		{"cmos", CMOSBase, CMOSSize, func() (device, []*testLine) {
@@ -85,13 +85,18 @@ func rigs() []rig {
 	}
 }
 
-// echoPort is a PS/2 device that sends back what it gets.
+// echoPort is a PS/2 device that sends back what it gets, the last byte if there are several.
 type echoPort struct {
-	k    *I8042
-	port PS2Index
+	b    byte
+	some bool
 }
 
-func (e echoPort) Write(b byte) { e.k.Queue(e.port, b) }
+func (e *echoPort) Write(b byte) { e.b, e.some = b, true }
+
+func (e *echoPort) Next() (b byte, ok bool) {
+	b, ok, e.some = e.b, e.some, false
+	return b, ok
+}
 
 // roundTrip saves a device after it was driven, restores that into a new one, and says what differs.
 func roundTrip(r rig, data []byte) error {

@@ -14,6 +14,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/boot"
 	"github.com/lodgehv/lodge/hypervisor/bus"
 	"github.com/lodgehv/lodge/hypervisor/kvm"
+	"github.com/lodgehv/lodge/hypervisor/legacy"
 	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/hypervisor/pci"
 	"github.com/lodgehv/lodge/hypervisor/snap"
@@ -34,9 +35,19 @@ type Config struct {
 	Serial       [2]io.Writer // where COM1 and COM2 write to; nil leaves a port out
 	DebugConsole io.Writer    // where port 0x402 writes to; nil leaves it out
 
+	// PS2 builds the keyboard [0] and the mouse [1] at the keyboard controller, for each Machine of the Config; nil leaves
+	// a port empty. The device calls ready when it has something to send (legacy.I8042.Ready).
+	PS2 [2]func(ready func()) PS2Device
+
 	Slots []Slot // the cards, in the order of their slots
 
 	Log *slog.Logger // nil is slog's default
+}
+
+// PS2Device is a keyboard or a mouse as the machine sees it.
+type PS2Device interface {
+	legacy.PS2Port
+	snap.Component
 }
 
 // Boot says what a guest starts with: a kernel, or firmware.

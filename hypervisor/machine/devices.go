@@ -53,6 +53,13 @@ func (m *Machine) addDevices() error {
 			return err
 		}
 	}
+	for port, make := range m.cfg.PS2 {
+		if make != nil {
+			d := make(m.i8042.Ready)
+			m.i8042.Attach(legacy.PS2Index(port), d)
+			m.devices = append(m.devices, d)
+		}
+	}
 	if err := m.ports.Map(bus.Range{Base: legacy.APMBase, Size: legacy.APMSize}, m.pm.APM()); err != nil {
 		return err
 	}
