@@ -38,13 +38,18 @@ func startTap(ctx context.Context, h *guest.Host) (string, error) {
 const (
 	passtGuest   = "10.9.0.2"
 	passtGateway = "10.9.0.1"
-	passtSocket  = "/run/passt.sock"
+	passtSocket  = "/tmp/passt.sock" // where its user, nobody, may make it
 )
 
 // startPasst starts passt, and a web server on the notebook's loopback, whose URL for the guest it returns.
 func startPasst(ctx context.Context, h *guest.Host) (string, error) {
-	_, _, err := guest.StartServer(ctx, h.Client, "passt", "-f", "-e", "-4", "-s", passtSocket, "-i", tapName, "-a", passtGuest, "-n", "24", "-g", passtGateway, "-D", "none")
+	_, _, err := guest.StartServer(ctx, h.Client, "passt", "-f", "-e", "-4", "--runas", "65534", "-s", passtSocket,
+		"-i", tapName, "-a", passtGuest, "-n", "24", "-g", passtGateway, "-D", "none")
 	if err != nil {
+		return "", err
+	}
+	// It says more than one thing before it listens.
+	if _, err := h.Shell(ctx, "until [ -S "+passtSocket+" ]; do usleep 50000; done"); err != nil {
 		return "", err
 	}
 	_, ready, err := guest.StartServer(ctx, h.Client, h.Agent, "http", "127.0.0.1:0")
