@@ -21,7 +21,7 @@ const (
 func transfers(p *pair) []figure {
 	of := func(name string, args ...string) figure {
 		return figure{
-			name: name + ", in the notebook", unit: "MB/s", higher: true, goal: goal{ratio: 1}, runs: 5, peerName: "QEMU microvm",
+			name: name + ", in the notebook", unit: "MB/s", higher: true, goal: goal{ratio: 1}, runs: 9, peerName: "QEMU microvm",
 			prepare: func(ctx context.Context) (measurement, measurement, func() error, error) {
 				if p.nb == nil {
 					if err := p.start(ctx); err != nil {
@@ -35,10 +35,10 @@ func transfers(p *pair) []figure {
 		}
 	}
 	return []figure{
-		of("virtio-blk 4 KiB random reads", "blkread", "-size", "4096", "-random", "-count", "2000", "-depth", "4", "/dev/vdb"),
-		of("virtio-blk 1 MiB sequential reads", "blkread", "-size", "1048576", "-count", "128", "-depth", "2", "/dev/vdb"),
-		of("virtio-net TCP, guest to notebook", "throughput", "-send", "-bytes", "33554432", "tcp", "SINK"),
-		of("virtio-net TCP, notebook to guest", "throughput", "-bytes", "33554432", "tcp", "SINK"),
+		of("virtio-blk 4 KiB random reads", "blkread", "-size", "4096", "-random", "-count", "4000", "-depth", "4", "/dev/vdb"),
+		of("virtio-blk 1 MiB sequential reads", "blkread", "-size", "1048576", "-count", "512", "-depth", "2", "/dev/vdb"),
+		of("virtio-net TCP, guest to notebook", "throughput", "-send", "-bytes", "134217728", "tcp", "SINK"),
+		of("virtio-net TCP, notebook to guest", "throughput", "-bytes", "134217728", "tcp", "SINK"),
 	}
 }
 

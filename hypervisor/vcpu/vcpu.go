@@ -58,8 +58,9 @@ type CPU struct {
 	requests  chan request // received by the thread, out of the guest
 	exited    chan struct{}
 
-	// completed, the thread's own, is false after an exit whose access KVM finishes on the next KVM_RUN only.
+	// The thread's own. completed is false after an exit whose access KVM finishes on the next KVM_RUN only.
 	completed bool
+	yield     yielder
 }
 
 // request is a function for the thread to call. It returns the next status.
@@ -79,6 +80,7 @@ func New(k *kvm.VCPU, index int, cpuid []kvm.CPUIDEntry, ports, mmio *bus.Bus, e
 		k.Close()
 		return nil, fmt.Errorf("vcpu %d: %w", index, err)
 	}
+	c.yield = newYielder(k)
 	ready := make(chan error)
 	go c.thread(ready)
 	if err := <-ready; err != nil {
@@ -190,6 +192,7 @@ func (c *CPU) run() (Event, bool) {
 			if e, ok := c.exit(); ok {
 				return e, true
 			}
+			c.yield.exit(rdtsc())
 		case unix.EINTR:
 			c.completed = true
 			c.k.SetImmediateExit(false) // before looking at requested again, see the package's description
