@@ -152,6 +152,11 @@ func (p *pair) measurement(r *running, args []string) measurement {
 		}
 		var rate struct{ MBps float64 }
 		if err := output(ctx, r.agent, &rate, line...); err != nil {
+			select {
+			case <-p.nb.Done():
+				err = fmt.Errorf("%w: the notebook has ended: %s", err, p.nb.Postmortem())
+			default:
+			}
 			return 0, err
 		}
 		return rate.MBps, nil

@@ -42,16 +42,19 @@ type Queue struct {
 	usedIdx   uint16 // next entry of the used ring to fill
 	signalled uint16 // usedIdx at the last decision about an interrupt
 	flags     uint16 // of the used ring: the guest may overwrite its copy
+	waits     uint8  // counts waits, see linger
 	stopping  atomic.Bool
 	one       [8]byte // what Kick adds to the eventfd
 	count     [8]byte // what Wait reads from the eventfd: here, as os.File's buffers escape to the heap
+	fd        int32   // kick's
+	poll      [1]unix.PollFd
 }
 
 // NewQueue returns queue number index with the rings that cfg names. kick is the eventfd (non-blocking, in Go's poller)
 // that the driver's notifications signal. It is an error if a ring is misaligned or outside the guest's memory.
 func NewQueue(index int, m *mem.Memory, cfg Config, features uint64, kick *os.File, interrupt func()) (*Queue, error) {
 	q := &Queue{
-		index: index, mem: m, cfg: cfg, kick: kick, interrupt: interrupt,
+		index: index, mem: m, cfg: cfg, kick: kick, fd: int32(EventFD(kick)), interrupt: interrupt,
 		one:      [8]byte{1}, // little-endian
 		eventIdx: features&FeatureEventIdx != 0,
 		indirect: features&FeatureIndirectDesc != 0,
@@ -190,6 +193,7 @@ func (q *Queue) Wait() bool {
 		return false
 	}
 	if !q.rearm() {
+		q.linger()
 		_, _ = q.kick.Read(q.count[:]) // a kick, or the deadline that halt set
 	}
 	q.suppress()
@@ -200,6 +204,7 @@ func (q *Queue) Wait() bool {
 func (q *Queue) halt() {
 	q.stopping.Store(true)
 	_ = q.kick.SetReadDeadline(time.Unix(1, 0)) // in the past: a Read returns at once
+	q.Kick()                                    // as does poll
 }
 
 // resume undoes halt.
@@ -227,4 +232,13 @@ func NewEventFD(name string) (*os.File, error) {
 		return nil, fmt.Errorf("eventfd for %s: %w", name, err)
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// EventFD returns the descriptor of an eventfd, or -1 of nil. Fd() could switch the file to blocking mode.
+func EventFD(f *os.File) int {
+	fd := -1
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(u uintptr) { fd = int(u) })
+	}
+	return fd
 }

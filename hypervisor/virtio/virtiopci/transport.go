@@ -308,15 +308,6 @@ func (t *Transport) setActive(active bool) {
 	t.rebind()
 }
 
-// fdOf returns the descriptor of queue i's eventfd. Fd() would switch the file to blocking mode.
-func (t *Transport) fdOf(i int) int {
-	fd := -1
-	if raw, err := t.queues[i].kick.SyscallConn(); err == nil {
-		_ = raw.Control(func(u uintptr) { fd = int(u) })
-	}
-	return fd
-}
-
 // rebind makes the doorbells agree with the BAR. They are bound only while the driver may kick: a guest moves its BARs
 // several times while it boots, and each binding is a system call that waits for all vCPUs.
 func (t *Transport) rebind() {
@@ -328,7 +319,7 @@ func (t *Transport) rebind() {
 		return
 	}
 	for i := range t.queues {
-		fd := t.fdOf(i)
+		fd := virtio.EventFD(t.queues[i].kick)
 		addr := uint64(notifyOff + notifyStep*i)
 		if t.bound != 0 {
 			_ = t.cfg.Doorbells.Unbind(t.bound+addr, 0, fd)
