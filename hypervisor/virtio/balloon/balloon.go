@@ -281,29 +281,27 @@ func (d *Device) report(m *mem.Memory, q *virtio.Queue, c *virtio.Chain) error {
 }
 
 // takeStats keeps the driver's buffer until the host asks for statistics: giving it back is the question, and the answer
-// is when it comes again (§5.5.6.3).
+// is when it comes again (§5.5.6.3). There should be one at a time; another takes the first one's place, since Wait does
+// not wait while there is one to take.
 func (d *Device) takeStats(q *virtio.Queue) error {
 	for held := false; ; {
-		if !held {
-			ok, err := q.Next(&d.asked)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				return nil
-			}
-			d.parseStats(&d.asked)
-			held = true
-		}
-		if d.wantStats.CompareAndSwap(true, false) {
+		if held && (q.Available() > 0 || d.wantStats.CompareAndSwap(true, false)) {
 			q.Done(&d.asked)
 			held = false
+		}
+		if held {
+			if !q.Wait() {
+				q.Undo(1) // after the pause it is there again
+				return nil
+			}
 			continue
 		}
-		if !q.Wait() {
-			q.Undo(1) // after the pause it is there again
-			return nil
+		ok, err := q.Next(&d.asked)
+		if !ok || err != nil {
+			return err
 		}
+		d.parseStats(&d.asked)
+		held = true
 	}
 }
 

@@ -169,6 +169,28 @@ func TestStats(t *testing.T) {
 	}
 }
 
+// A driver that offers a second buffer gets the first one back: one that stays in the queue would keep the device busy.
+func TestSecondStatsBuffer(t *testing.T) {
+	d := New(nil)
+	r := virtiotest.New(t, d, 0)
+	q := r.Queues[statsQueue]
+	first := q.Send(r.Out(stat(StatFree, 1)))
+	second := q.Send(r.Out(stat(StatFree, 2)))
+	if head, _ := q.Wait(); head != first {
+		t.Errorf("chain %d came back, want %d", head, first)
+	}
+	if _, _, ok := q.TryWait(5 * time.Millisecond); ok {
+		t.Error("the second buffer came back without a question")
+	}
+	if n := q.AvailEvent(); n != 2 {
+		t.Errorf("the device waits for buffer %d, want 2", n)
+	}
+	d.AskStats()
+	if head, _ := q.Wait(); head != second {
+		t.Errorf("chain %d came back, want %d", head, second)
+	}
+}
+
 func TestAllocations(t *testing.T) {
 	r := virtiotest.New(t, New(nil), 0)
 	out, in := r.Out(list(900, 901, 950)), virtiotest.Desc{Addr: 700 * PageSize, Len: PageSize, Write: true}
