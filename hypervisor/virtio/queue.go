@@ -199,6 +199,9 @@ func (q *Queue) Wait() bool {
 	return !q.stopping.Load()
 }
 
+// Stopping reports whether the device is to stop, for a handler that is busy with one chain for long.
+func (q *Queue) Stopping() bool { return q.stopping.Load() }
+
 // halt makes Next and Wait return false from now on, and wakes whoever waits for a kick.
 func (q *Queue) halt() {
 	q.stopping.Store(true)

@@ -79,6 +79,30 @@ func TestInflate(t *testing.T) {
 	}
 }
 
+// A pause need not wait for the end of a long list.
+func TestPauseWithinList(t *testing.T) {
+	r := virtiotest.New(t, New(nil), 0)
+	q := r.Queues[inflateQueue]
+	var pfns []uint32
+	for i := range uint32(maxPFNs) {
+		pfns = append(pfns, 512+i%256*2) // no neighbours
+	}
+	long := r.Out(list(pfns...))
+	for range 100 { // until the pause comes at the right time
+		page := dirty(r, 512, 1)
+		q.Send(long)
+		time.Sleep(time.Millisecond)
+		r.Stop()
+		begun, ended := len(zero(r, page)) > 0, q.Used() > 0
+		r.Start()
+		q.Wait() // it is served all the same
+		if begun && !ended {
+			return
+		}
+	}
+	t.Error("no pause came before a list had ended")
+}
+
 func TestHostilePages(t *testing.T) {
 	const end = virtiotest.MemSize / PageSize
 	for name, b := range map[string][]byte{
