@@ -154,7 +154,14 @@ func (v *vectors) Trigger(i int) error {
 	return v.send(e)
 }
 
+// forAPIC reports whether m is an interrupt (Intel SDM volume 3, §11.11.1). A message to another address would be a write
+// to memory: KVM does not look, and would make an interrupt of that too.
+func forAPIC(m irq.MSI) bool { return m.Addr>>20 == lapicBase>>20 }
+
 func (v *vectors) send(e *vector) error {
+	if !forAPIC(e.msg) {
+		return nil
+	}
 	_, err := v.n.vm.SignalMSI(e.msg.Addr, e.msg.Data) // not delivered: the guest aimed it at a CPU that is not there
 	return err
 }
@@ -206,7 +213,7 @@ func (v *vectors) EventFD(i int) (int, error) {
 
 // bind makes the irqfd of e agree with its mask and message.
 func (v *vectors) bind(e *vector) error {
-	if e.masked {
+	if e.masked || !forAPIC(e.msg) {
 		if !e.bound {
 			return nil
 		}

@@ -63,6 +63,44 @@ func TestVectors(t *testing.T) {
 	}
 }
 
+// A message to any address but the local APICs' is no interrupt.
+func TestMessageElsewhere(t *testing.T) {
+	g := newGuest(t, small(t, kvmtest.RemoteProgram()))
+	g.Sti()
+	v, err := g.interrupts.Vectors(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	fd, err := v.EventFD(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	update := func(addr uint64) {
+		t.Helper()
+		m := irq.MSI{Addr: addr, Data: 0x31}
+		if err := errors.Join(v.Update(0, m, false), v.Update(1, m, false)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, addr := range []uint64{0, 0x1000, lapicBase - 1<<20, lapicBase + 1<<20, 1<<32 | lapicBase} {
+		update(addr)
+		if err := v.Trigger(0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+			t.Fatal(err)
+		}
+		g.quiet()
+	}
+	update(lapicBase + 0xff000)
+	if err := v.Trigger(0); err != nil {
+		t.Fatal(err)
+	}
+	g.expect(0x31)
+	g.EndOfInterrupt()
+}
+
 // Two devices share a line. It stays up until both let go.
 func TestSharedLine(t *testing.T) {
 	g := newGuest(t, small(t, kvmtest.RemoteProgram()))
