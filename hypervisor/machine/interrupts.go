@@ -26,7 +26,10 @@ type interrupts struct {
 	table  []kvm.RoutingEntry
 }
 
-const pirqOff = 0x80
+const (
+	pirqOff      = 0x80
+	pirqReserved = 1<<0 | 1<<1 | 1<<2 | 1<<8 | 1<<13 // ISA interrupts that a PIRQ cannot be routed to
+)
 
 // newInterrupts sets the routes of the 24 lines: an ISA interrupt reaches both the PIC and the IOAPIC, the timer at pin 2
 // of the latter as the MADT says (its own pin 2, the cascade, does not exist there); a PIRQ the IOAPIC only.
@@ -91,12 +94,13 @@ func (n *interrupts) assert(gsi uint32, level bool) error {
 
 // driveISA makes the ISA interrupt of PIRQ i agree with the PIRQ's level and routing.
 func (n *interrupts) driveISA(i int) error {
-	want := n.levels[gsiPIRQ+i] > 0 && n.pirq[i]&pirqOff == 0
+	isa := n.pirq[i] & 0xf
+	want := n.levels[gsiPIRQ+i] > 0 && n.pirq[i]&pirqOff == 0 && pirqReserved>>isa&1 == 0
 	if want == n.raised[i] {
 		return nil
 	}
 	n.raised[i] = want
-	return n.assert(uint32(n.pirq[i]&0xf), want)
+	return n.assert(uint32(isa), want)
 }
 
 // routePIRQ is the guest's write to the routing register of PIRQ i.

@@ -172,3 +172,30 @@ func TestPIRQToISA(t *testing.T) {
 	g.EndOfInterrupt()
 	g.quiet()
 }
+
+// A PIRQ that is routed to an interrupt of the board's own stays away from it.
+func TestPIRQToReserved(t *testing.T) {
+	g := newGuest(t, small(t, kvmtest.RemoteProgram()))
+	n := g.interrupts
+	for isa := range uint8(16) {
+		n.routePIRQ(7, isa)
+		line := n.line(gsiPIRQ + 7)
+		if err := line.Set(true); err != nil {
+			t.Fatal(err)
+		}
+		want := 1
+		switch isa {
+		case 0, 1, 2, 8, 13:
+			want = 0
+		}
+		if got := n.levels[isa]; got != want {
+			t.Errorf("ISA interrupt %d is asserted %d times, want %d", isa, got, want)
+		}
+		if err := line.Set(false); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.levels[isa]; got != 0 {
+			t.Errorf("ISA interrupt %d is still asserted", isa)
+		}
+	}
+}
