@@ -177,6 +177,18 @@ func (v *vectors) Pending(i int) bool {
 	return v.v[i].pending
 }
 
+// Cancel implements irq.Vectors.
+func (v *vectors) Cancel(i int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e := &v.v[i]
+	e.pending = false
+	if e.fd >= 0 && !e.bound {
+		var count [8]byte
+		_, _ = unix.Read(e.fd, count[:]) // it does not block: there may be no signal
+	}
+}
+
 // Update implements irq.Vectors. While an eventfd's vector is masked KVM does not listen: signals add up in the eventfd,
 // and KVM looks at it when it is bound again.
 func (v *vectors) Update(i int, m irq.MSI, masked bool) error {

@@ -53,6 +53,10 @@ func TestVectors(t *testing.T) {
 		g.expect(0x36)
 		g.EndOfInterrupt()
 		g.quiet()
+		step(v.Update(i, message(0x37), true), send())
+		v.Cancel(i)
+		step(v.Update(i, message(0x37), false))
+		g.quiet()
 	}
 	routes := len(g.interrupts.table)
 	if err := v.Close(); err != nil {

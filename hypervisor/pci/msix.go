@@ -83,10 +83,26 @@ func (m *MSIX) detach() error {
 	return err
 }
 
+// Cancel makes no vector pending, for a device that its driver resets: what is left would go to the next driver.
+func (m *MSIX) Cancel() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cancelAll()
+}
+
+func (m *MSIX) cancelAll() {
+	for i := range m.n {
+		if m.vectors != nil {
+			m.vectors.Cancel(i)
+		}
+	}
+}
+
 func (m *MSIX) reset() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.maskAll()
+	m.cancelAll()
 	m.enabled, m.masked = false, false
 	m.updateAll()
 }

@@ -160,6 +160,24 @@ func TestMSIXMasks(t *testing.T) {
 	}
 }
 
+func TestMSIXCancel(t *testing.T) {
+	r := newMSIXRig(t, 4)
+	r.program(1)
+	r.control(msixEnable)
+	cancel := map[string]func(){"cancelled": r.m.Cancel, "reset": r.f.Reset}
+	for _, name := range []string{"cancelled", "reset"} {
+		r.store32(testTable+16+12, 1)
+		r.trigger(1)
+		r.want("masked", 0b10)
+		cancel[name]()
+		r.write32(BAR0+4, testTable) // a reset unmaps it
+		r.command(CommandMemory)
+		r.control(msixEnable)
+		r.program(1)
+		r.want(name, 0)
+	}
+}
+
 func TestMSIXTable(t *testing.T) {
 	r := newMSIXRig(t, 2)
 	r.control(msixEnable)

@@ -180,6 +180,9 @@ func (t *Transport) resetLocked() {
 	if t.fn != nil {
 		t.fn.SetINTx(false)
 	}
+	if t.msix != nil {
+		t.msix.Cancel()
+	}
 }
 
 // setStatus is the driver's write to the status register.

@@ -274,6 +274,20 @@ func TestResetWhileBusy(t *testing.T) {
 	d.queues[0].do("and it works again")
 }
 
+// What was pending for one driver is no interrupt of the next.
+func TestResetForgetsInterrupts(t *testing.T) {
+	d := probe(newBoard(t, new(echo), false))
+	d.start(true)
+	d.write(config(d.msixCap+2), 2, 0xc000) // the function is masked
+	d.queues[0].do("unheard")
+	eventually(t, "the pending bit", func() bool { return d.read(d.bar+pbaOff, 8) == 1<<1 })
+	d.setStatus(0)
+	d.write(config(d.msixCap+2), 2, 0x8000)
+	if n := len(d.msi.Last().Sent()); n != 0 {
+		t.Errorf("%d interrupts after the reset", n)
+	}
+}
+
 // A driver that breaks the rules finds DEVICE_NEEDS_RESET and an interrupt, and can start over.
 func TestNeedsReset(t *testing.T) {
 	for name, spoil := range map[string]func(d *driver){
