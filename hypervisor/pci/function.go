@@ -257,7 +257,7 @@ func (f *Function) WriteConfig(off int, p []byte) {
 		w := f.writable[off+i]
 		f.cfg[off+i] = f.cfg[off+i]&^w | v&w
 	}
-	if off < Status && off+len(p) > Command || off < BAR0+24 && off+len(p) > BAR0 {
+	if moves(off, len(p)) {
 		f.remap()
 	}
 	if f.msix != nil {
@@ -265,6 +265,18 @@ func (f *Function) WriteConfig(off int, p []byte) {
 	}
 	f.updateLine() // the command register and MSI-X can both take the pin away
 	f.runHooks(off, len(p))
+}
+
+// moves reports whether a write of n bytes at off may change what a function decodes.
+func moves(off, n int) bool {
+	return off < Status && off+n > Command || off < BAR0+24 && off+n > BAR0
+}
+
+// retry maps what found its place taken.
+func (f *Function) retry() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.remap()
 }
 
 func (f *Function) runHooks(off, n int) {
@@ -315,7 +327,8 @@ func (f *Function) barBase(i int) uint64 {
 
 // remap makes the buses agree with the registers. A register that points at nothing (0), or at something that is mapped
 // already, is not decoded: while a guest sizes registers or moves them about, both occur and neither is an error. What
-// has moved away is unmapped first, so that two registers can change places.
+// has moved away is unmapped first, so that two registers can change places. What a register of another function has made
+// room for is mapped when the Root calls retry.
 func (f *Function) remap() {
 	if f.env.MMIO == nil {
 		return
