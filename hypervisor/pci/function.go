@@ -261,7 +261,7 @@ func (f *Function) WriteConfig(off int, p []byte) {
 		f.remap()
 	}
 	if f.msix != nil {
-		f.msix.configWritten(off, len(p))
+		f.msix.configWritten()
 	}
 	f.updateLine() // the command register and MSI-X can both take the pin away
 	f.runHooks(off, len(p))
@@ -382,6 +382,13 @@ func (f *Function) unmap(i int) {
 	if f.bars[i].Moved != nil {
 		f.bars[i].Moved(base, false)
 	}
+}
+
+// Master reports whether the guest lets the function be bus master: access memory, and send messages.
+func (f *Function) Master() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.cfg[Command]&CommandMaster != 0
 }
 
 // SetINTx drives the function's INTx pin. It stays silent while the guest has disabled it in the command register, or

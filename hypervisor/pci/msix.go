@@ -31,8 +31,8 @@ type MSIX struct {
 	mu      sync.Mutex
 	table   []byte
 	vectors irq.Vectors // nil before Attach
-	enabled bool        // as last told to vectors: enable bit and function mask
-	masked  bool
+	enabled bool        // as last told to vectors: the enable bit,
+	masked  bool        // and whether all are masked
 }
 
 // AddMSIX gives f a table of n vectors, at tableOff and with its pending bits at pbaOff in register bar. Both offsets are
@@ -103,7 +103,7 @@ func (m *MSIX) reset() {
 	defer m.mu.Unlock()
 	m.maskAll()
 	m.cancelAll()
-	m.enabled, m.masked = false, false
+	m.readControl()
 	m.updateAll()
 }
 
@@ -136,22 +136,20 @@ func (m *MSIX) EventFD(i int) (int, error) {
 }
 
 // configWritten is called with the function locked.
-func (m *MSIX) configWritten(off, n int) {
-	if control := m.cap + 2 + msixControlHigh; off > control || off+n <= control {
-		return
-	}
+func (m *MSIX) configWritten() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.readControl()
-}
-
-func (m *MSIX) readControl() {
-	v := m.f.cfg[m.cap+2+msixControlHigh]
-	enabled, masked := v&msixEnable != 0, v&msixFunctionMask != 0
-	if enabled != m.enabled || masked != m.masked {
-		m.enabled, m.masked = enabled, masked
+	enabled, masked := m.enabled, m.masked
+	if m.readControl(); enabled != m.enabled || masked != m.masked {
 		m.updateAll()
 	}
+}
+
+// readControl takes enabled and masked from configuration space. A message is a write to memory: a function that is not to
+// be bus master sends none, and it waits like one that is masked.
+func (m *MSIX) readControl() {
+	v := m.f.cfg[m.cap+2+msixControlHigh]
+	m.enabled, m.masked = v&msixEnable != 0, v&msixFunctionMask != 0 || m.f.cfg[Command]&CommandMaster == 0
 }
 
 func (m *MSIX) updateAll() {
@@ -187,8 +185,7 @@ func (m *MSIX) state(c *snap.Codec) {
 func (m *MSIX) restored() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	v := m.f.cfg[m.cap+2+msixControlHigh]
-	m.enabled, m.masked = v&msixEnable != 0, v&msixFunctionMask != 0
+	m.readControl()
 	for i := range m.n {
 		m.clearReserved(i)
 	}
