@@ -309,16 +309,11 @@ func TestReceiveDropsWhatNeverFits(t *testing.T) {
 	}
 }
 
-// small is a device with short queues.
-type small struct{ *Device }
-
-func (small) QueueSizes() []uint16 { return []uint16{4, 4} }
-
 // A driver that offers a descriptor again that it did not get back breaks the device: a packet that waits for room would
 // else take buffers for ever.
 func TestReceiveHoldsNoMoreThanTheQueue(t *testing.T) {
 	near, far := pair(t)
-	r := virtiotest.New(t, small{New(Config{MAC: testMAC, Backend: NewStream(near, nil, nil)})}, 0)
+	r := virtiotest.New(t, sized{New(Config{MAC: testMAC, Backend: NewStream(near, nil, nil)}), 4}, 0)
 	q, d := r.Queues[rxQueue], r.In(100)
 	long := framed(frame(5000, 1))
 	if _, err := far.Write(long); err != nil {
