@@ -412,8 +412,10 @@ func (r *CMOS) untilEvent() (time.Duration, bool) {
 		if enabled&rtcUIE != 0 {
 			d = min(d, time.Second-time.Duration(r.seenNs))
 		}
-		if s, ok := r.untilAlarm(r.seen); ok && enabled&rtcAIE != 0 {
-			d = min(d, time.Duration(s)*time.Second-time.Duration(r.seenNs))
+		if enabled&rtcAIE != 0 {
+			if s, ok := r.untilAlarm(r.seen); ok {
+				d = min(d, time.Duration(s)*time.Second-time.Duration(r.seenNs))
+			}
 		}
 	}
 	return d, d != never
@@ -434,8 +436,8 @@ func (r *CMOS) period() (shift uint8, ok bool) {
 	return rs - 1, true
 }
 
-// untilAlarm returns the number of seconds, from 1 to a day, until the alarm registers match after sec. It skips the
-// hours and minutes that do not match, so it looks at 150 times at most.
+// untilAlarm returns the number of seconds, from 1 to a day, until the alarm registers match after sec, if they ever do.
+// It skips what does not match, so it looks at 150 times at most.
 func (r *CMOS) untilAlarm(sec int64) (int64, bool) {
 	field := func(reg uint8, v int) int64 {
 		if r.ram[reg]&rtcDontCare == rtcDontCare {
@@ -444,6 +446,9 @@ func (r *CMOS) untilAlarm(sec int64) (int64, bool) {
 		return int64(v)
 	}
 	h, m, s := field(rtcHourA, r.hour(rtcHourA)), field(rtcMinA, r.value(rtcMinA)), field(rtcSecA, r.value(rtcSecA))
+	if h > 23 || m > 59 || s > 59 {
+		return 0, false
+	}
 	today := ((sec % secondsADay) + secondsADay) % secondsADay
 	for d := int64(1); d <= secondsADay; {
 		t := (today + d) % secondsADay
@@ -453,7 +458,7 @@ func (r *CMOS) untilAlarm(sec int64) (int64, bool) {
 		case m >= 0 && t/60%60 != m:
 			d += 60 - t%60
 		case s >= 0 && t%60 != s:
-			d++
+			d += (s - t%60 + 60) % 60
 		default:
 			return d, true
 		}

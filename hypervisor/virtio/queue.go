@@ -93,7 +93,8 @@ func (q *Queue) Index() int { return q.index }
 func (q *Queue) Size() int { return int(q.cfg.Size) }
 
 // Next takes the next available chain into c, whose storage it reuses. It returns false when there is none or the device
-// is to stop, and an error when what the driver made available cannot be: the device is then broken.
+// is to stop, and an error when what the driver made available cannot be: the device is then broken. Not more than Size
+// chains are ever taken and not Done.
 func (q *Queue) Next(c *Chain) (bool, error) {
 	if q.stopping.Load() {
 		return false, nil
@@ -103,8 +104,9 @@ func (q *Queue) Next(c *Chain) (bool, error) {
 	if n == 0 {
 		return false, nil
 	}
-	if n > q.cfg.Size {
-		return false, Protocolf("queue %d: available index %d is %d ahead of %d, with %d descriptors", q.index, idx, n, q.lastAvail, q.cfg.Size)
+	// What was taken and not Done counts too: its descriptors are not free. So no device holds more than Size chains.
+	if taken := q.lastAvail - q.usedIdx; int(n)+int(taken) > int(q.cfg.Size) {
+		return false, Protocolf("queue %d: available index %d is %d ahead of %d, with %d of %d chains taken", q.index, idx, n, q.lastAvail, taken, q.cfg.Size)
 	}
 	head := get16(q.avail, 4+2*int(q.lastAvail%q.cfg.Size))
 	if err := q.walk(head, c); err != nil {
@@ -186,7 +188,8 @@ func (q *Queue) rearm() bool {
 }
 
 // Wait waits until the driver kicks, for a handler that needs buffers while it has something to put into them. It returns
-// true if there may be some, and false if the device is to stop.
+// true if there may be some, and false if the device is to stop. It does not wait while there are some: a handler that
+// does not take them would spin.
 func (q *Queue) Wait() bool {
 	q.Flush()
 	if q.stopping.Load() {
@@ -199,6 +202,9 @@ func (q *Queue) Wait() bool {
 	q.suppress()
 	return !q.stopping.Load()
 }
+
+// Stopping reports whether the device is to stop, for a handler that is busy with one chain for long.
+func (q *Queue) Stopping() bool { return q.stopping.Load() }
 
 // halt makes Next and Wait return false from now on, and wakes whoever waits for a kick.
 func (q *Queue) halt() {

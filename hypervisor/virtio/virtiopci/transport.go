@@ -180,6 +180,9 @@ func (t *Transport) resetLocked() {
 	if t.fn != nil {
 		t.fn.SetINTx(false)
 	}
+	if t.msix != nil {
+		t.msix.Cancel()
+	}
 }
 
 // setStatus is the driver's write to the status register.
@@ -214,10 +217,19 @@ func (t *Transport) activate() error {
 		return err
 	}
 	t.setActive(true)
-	if t.paused {
-		return nil
+	return t.adjust()
+}
+
+// adjust makes the device run if it may: there is a driver, which has not broken it, the machine is not paused, and the
+// guest lets the function be bus master.
+func (t *Transport) adjust() error {
+	switch {
+	case t.paused || !t.fn.Master():
+		t.stop()
+	case t.env != nil && !t.running && t.status.Load()&statusNeedsReset == 0:
+		return t.start()
 	}
-	return t.start()
+	return nil
 }
 
 func (t *Transport) buildEnv() error {
