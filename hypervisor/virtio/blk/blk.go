@@ -231,8 +231,15 @@ func (*Device) Reset() {}
 // StateVersion returns 1.
 func (*Device) StateVersion() uint16 { return 1 }
 
-// State checks that the disk is the one that the guest had: all requests are done when the device has stopped.
+// State checks that the disk is the one that the guest had: all requests are done when the device has stopped. Saving
+// first brings to the disk what the guest has written, as the state is of use together with it only: else a power cut
+// could leave a state that is newer than its disk.
 func (d *Device) State(c *snap.Codec) {
+	if !c.Loading() && !d.cfg.ReadOnly {
+		if err := d.sync(); err != nil {
+			c.Fail("disk %s: flush %s: %w", d.cfg.Name, d.cfg.File.Name(), err)
+		}
+	}
 	c.Match("disk "+d.cfg.Name+": capacity in sectors", d.capacity.Load())
 	c.Match("disk "+d.cfg.Name+": block size", uint64(d.blockSize))
 	readOnly := d.cfg.ReadOnly

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -336,6 +337,29 @@ func TestNewRefuses(t *testing.T) {
 	dec := snap.NewDecoder(c.Data(), 1)
 	if other.State(dec); dec.Err() == nil {
 		t.Error("the state of a disk of another size was accepted")
+	}
+}
+
+// A disk that cannot be flushed fails the save, by name. One that nobody writes to is not flushed.
+func TestSaveFlushes(t *testing.T) {
+	pipe, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	defer w.Close()
+	for _, readOnly := range []bool{false, true} {
+		d, f := disk(t, diskSize, func(c *Config) { c.ReadOnly = readOnly })
+		d.fd = int(pipe.Fd()) // fdatasync fails on it
+		c := snap.NewEncoder(d.StateVersion())
+		d.State(c)
+		err := c.Err()
+		if (err == nil) != readOnly {
+			t.Errorf("read-only %t: saved with %v", readOnly, err)
+		}
+		if err != nil && (!strings.Contains(err.Error(), "disk test: flush") || !strings.Contains(err.Error(), f.Name())) {
+			t.Errorf("error %q does not name the disk", err)
+		}
 	}
 }
 

@@ -119,11 +119,11 @@ func (r *request) slow() {
 	case typeOut:
 		status := r.write()
 		if status == statusOK && d.through {
-			status = d.sync()
+			status = d.flush()
 		}
 		r.end(status)
 	case typeFlush:
-		r.end(d.sync())
+		r.end(d.flush())
 	default:
 		r.end(r.ranges())
 	}
@@ -140,8 +140,13 @@ func (d *Device) inside(sector, n uint64) bool {
 // off returns where in the file the request begins. inside has seen that it does not overflow.
 func (r *request) off() int64 { return int64(r.sector) * SectorSize }
 
-func (d *Device) sync() byte {
-	if err := ignoringEINTR(func() error { return unix.Fdatasync(d.fd) }); err != nil {
+func (d *Device) sync() error {
+	return ignoringEINTR(func() error { return unix.Fdatasync(d.fd) })
+}
+
+// flush is sync as a request.
+func (d *Device) flush() byte {
+	if err := d.sync(); err != nil {
 		return d.fail("flush", err)
 	}
 	return statusOK
