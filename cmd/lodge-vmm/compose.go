@@ -31,6 +31,8 @@ type resources struct {
 	closers []io.Closer
 	serve   []func(context.Context) error  // what has to run beside the guest, until the context ends
 	balloon atomic.Pointer[balloon.Device] // of the current machine, if it has one
+
+	ignoreDiskChanges bool // of a restored guest: its disks are taken as they are
 }
 
 // Close closes everything, the last opened first.
@@ -116,7 +118,10 @@ func (r *resources) disks(def *definition.Definition, log *slog.Logger) error {
 		}
 		r.opened(f)
 		r.add("blk."+k.Name, func() (virtio.Device, error) {
-			return blk.New(blk.Config{Name: k.Name, File: f, ReadOnly: k.ReadOnly, Direct: k.Direct, Serial: k.Serial, Log: log})
+			return blk.New(blk.Config{
+				Name: k.Name, File: f, ReadOnly: k.ReadOnly, Direct: k.Direct, Serial: k.Serial, Log: log,
+				IgnoreChanges: r.ignoreDiskChanges,
+			})
 		})
 	}
 	return nil

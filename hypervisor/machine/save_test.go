@@ -18,6 +18,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/legacy"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
+	"github.com/lodgehv/lodge/hypervisor/virtio/blk"
 	"github.com/lodgehv/lodge/hypervisor/virtio/rng"
 )
 
@@ -156,6 +157,9 @@ func TestSaveInFlight(t *testing.T) {
 			t.Run(name+" "+way, func(t *testing.T) {
 				disk := rawDisk(t, 1<<20)
 				cfg := fullBoard(t, kvmtest.RemoteProgram(), disk)
+				cfg.Slots[0] = Virtio("disk", func() (virtio.Device, error) { // the guest writes to it after it was saved
+					return blk.New(blk.Config{Name: "disk", File: disk, IgnoreChanges: true})
+				})
 				g := newGuest(t, cfg)
 				d := find(g, virtio.IDBlock)
 				d.start(intx, featureFlush)
@@ -361,6 +365,7 @@ func TestRestoreRefused(t *testing.T) {
 		{"another device", config(func(c *Config) { c.Slots = []Slot{{"disk", c.Slots[1].New}, {"rng", c.Slots[0].New}} }), nil, "disk"},
 		{"no COM2", config(func(c *Config) { c.Serial[1] = nil }), snap.ErrMismatch, "com2"},
 		{"debug console", config(func(c *Config) { c.DebugConsole = io.Discard }), snap.ErrMismatch, "debug"},
+		{"another disk", config(func(c *Config) { c.Slots = []Slot{diskSlot(rawDisk(t, 1<<20)), c.Slots[1]} }), nil, "was written to"},
 		{"size of the disk", config(func(c *Config) { c.Slots = []Slot{diskSlot(rawDisk(t, 2<<20)), c.Slots[1]} }), nil, "disk"},
 	} {
 		for way, opt := range ways {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +53,9 @@ type Config struct {
 	Serial   string       // up to 20 bytes, for the guest's eyes
 	Direct   bool         // go round the host's page cache: New sets O_DIRECT on File
 	Log      *slog.Logger // nil is slog.Default
+
+	// IgnoreChanges takes a saved state though File was written to since then: its content is said to be the same.
+	IgnoreChanges bool
 }
 
 // Device is a virtio block device.
@@ -228,8 +232,8 @@ func (d *Device) Stop() {
 // Reset does nothing: the device keeps nothing of the driver's.
 func (*Device) Reset() {}
 
-// StateVersion returns 1.
-func (*Device) StateVersion() uint16 { return 1 }
+// StateVersion returns 2: the state knows when File was last written to since version 2.
+func (*Device) StateVersion() uint16 { return 2 }
 
 // State checks that the disk is the one that the guest had: all requests are done when the device has stopped. Saving
 // first brings to the disk what the guest has written, as the state is of use together with it only: else a power cut
@@ -246,6 +250,37 @@ func (d *Device) State(c *snap.Codec) {
 	if c.Bool(&readOnly); readOnly != d.cfg.ReadOnly {
 		c.Fail("disk %s: read-only is %t in the saved state and %t here", d.cfg.Name, readOnly, d.cfg.ReadOnly)
 	}
+	if c.Version() >= 2 {
+		d.matchChange(c)
+	}
+}
+
+// matchChange refuses a state that is older than what the disk holds: the guest would go on with its memory of a file
+// system that has changed underneath, and destroy it.
+func (d *Device) matchChange(c *snap.Codec) {
+	changed, err := d.lastChange()
+	if err != nil {
+		c.Fail("disk %s: %s: %w", d.cfg.Name, d.cfg.File.Name(), err)
+	}
+	saved := changed
+	if c.I64(&saved); saved != changed && !d.cfg.IgnoreChanges {
+		c.Fail("disk %s: %s was written to after the guest was saved, on %s: put back the copy of it that belongs to the saved state, "+
+			"made with cp --preserve=timestamps; or, if its content is the same, say so with --ignore-disk-changes",
+			d.cfg.Name, d.cfg.File.Name(), time.Unix(0, changed).Format(time.DateTime))
+	}
+}
+
+// lastChange returns when the file was last written to, in nanoseconds since 1970. Of a block device nobody keeps that:
+// it is 0.
+func (d *Device) lastChange() (int64, error) {
+	if d.isBlock {
+		return 0, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(d.fd, &st); err != nil {
+		return 0, err
+	}
+	return st.Mtim.Nano(), nil
 }
 
 // handle serves requests until there are none left, neither to take nor to finish.

@@ -77,7 +77,14 @@ func contents(t testing.TB, f *os.File) []byte {
 }
 
 func TestSuite(t *testing.T) {
-	virtiotest.Suite(t, func(t testing.TB) virtio.Device { d, _ := disk(t, diskSize, nil); return d })
+	_, f := disk(t, diskSize, nil) // one for all: a state is of its file
+	virtiotest.Suite(t, func(t testing.TB) virtio.Device {
+		d, err := New(Config{Name: "test", File: f, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	})
 }
 
 func TestReadAndWrite(t *testing.T) {
@@ -360,6 +367,70 @@ func TestSaveFlushes(t *testing.T) {
 		if err != nil && (!strings.Contains(err.Error(), "disk test: flush") || !strings.Contains(err.Error(), f.Name())) {
 			t.Errorf("error %q does not name the disk", err)
 		}
+	}
+}
+
+// A state goes with what the disk held then: what was written later is refused by name, unless the user knows better.
+func TestChangedSinceSaved(t *testing.T) {
+	const soon = time.Second
+	for _, c := range []struct {
+		name    string
+		change  func(t *testing.T, f *os.File)
+		ignore  bool
+		version uint16
+		refused bool
+	}{
+		{"unchanged", func(*testing.T, *os.File) {}, false, 2, false},
+		{"read", func(t *testing.T, f *os.File) { contents(t, f) }, false, 2, false},
+		{"written to", func(t *testing.T, f *os.File) {
+			// The kernel's clock for this has a coarse step: what is written within one of it seems to be of one moment.
+			for before := modified(t, f); modified(t, f) == before; {
+				if _, err := f.WriteAt([]byte{1}, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, false, 2, true},
+		{"an older copy", func(t *testing.T, f *os.File) { touch(t, f, modified(t, f).Add(-time.Hour)) }, false, 2, true},
+		{"the copy of then", func(t *testing.T, f *os.File) {
+			then := modified(t, f)
+			touch(t, f, then.Add(soon))
+			touch(t, f, then)
+		}, false, 2, false},
+		{"ignored", func(t *testing.T, f *os.File) { touch(t, f, modified(t, f).Add(soon)) }, true, 2, false},
+		{"a state of version 1", func(t *testing.T, f *os.File) { touch(t, f, modified(t, f).Add(soon)) }, false, 1, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, f := disk(t, 512, func(cfg *Config) { cfg.IgnoreChanges = c.ignore })
+			enc := snap.NewEncoder(c.version)
+			d.State(enc)
+			c.change(t, f)
+			dec := snap.NewDecoder(enc.Data(), c.version)
+			d.State(dec)
+			dec.Done()
+			err := dec.Err()
+			if (err != nil) != c.refused {
+				t.Errorf("refused: %v", err)
+			}
+			if err != nil && (!strings.Contains(err.Error(), "disk test: "+f.Name()) || !strings.Contains(err.Error(), "--ignore-disk-changes")) {
+				t.Errorf("error %q does not say what to do", err)
+			}
+		})
+	}
+}
+
+func modified(t testing.TB, f *os.File) time.Time {
+	t.Helper()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.ModTime()
+}
+
+func touch(t testing.TB, f *os.File, at time.Time) {
+	t.Helper()
+	if err := os.Chtimes(f.Name(), at, at); err != nil {
+		t.Fatal(err)
 	}
 }
 
