@@ -2,6 +2,10 @@ package machine
 
 import (
 	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/lodgehv/lodge/hypervisor/kvm/kvmtest"
@@ -78,6 +82,40 @@ func (g *guest) resetByFADT() {
 		return
 	}
 	g.t.Fatalf("no FADT among %d tables", n)
+}
+
+// A guest that has ended its machine does not see its next instruction, and cannot be saved.
+func TestNothingAfterTheEnd(t *testing.T) {
+	for name, end := range map[string]func(a *kvmtest.Asm){
+		"reset": func(a *kvmtest.Asm) { a.Mov(kvmtest.RDX, legacy.Port92).Mov(kvmtest.RAX, 1).Out8() },
+		"power off": func(a *kvmtest.Asm) {
+			a.Mov(kvmtest.RDX, legacy.PMBase+legacy.PM1ControlOff).Mov(kvmtest.RAX, uint64(legacy.S5.SleepType())<<10|1<<13).Out16()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, small(t, kvmtest.Program{Ring: kvmtest.Ring0, Main: func(a *kvmtest.Asm) {
+				end(a)
+				counts.Main(a)
+			}}))
+			start(t, m)
+			outcome(t, m)
+			dir := filepath.Join(t.TempDir(), "saved")
+			for range 3 {
+				if err := m.Save(t.Context(), dir, nil, nil); !errors.Is(err, ErrEnded) {
+					t.Errorf("saved: %v", err)
+				}
+			}
+			if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("there is a saved state: %v", err)
+			}
+			if err := errors.Join(m.Pause(), m.Resume(), m.Pause()); err != nil {
+				t.Error(err)
+			}
+			if n := counter(t, m); n != 0 {
+				t.Errorf("the guest has counted to %d", n)
+			}
+		})
+	}
 }
 
 // The power button sets its bit and interrupts; the guest then switches off.

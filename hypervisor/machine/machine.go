@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/acpi"
@@ -48,6 +49,7 @@ type Machine struct {
 	over    chan struct{} // closed with the outcome
 	once    sync.Once
 	outcome Outcome
+	ended   atomic.Bool // there is an outcome: the vCPUs do not run on
 }
 
 // New builds a machine whose guest starts from cfg.Boot. Nothing runs before Start.
@@ -203,6 +205,7 @@ func (m *Machine) addCPUs() error {
 		if err != nil {
 			return err
 		}
+		cpu.EndWith(&m.ended)
 		m.cpus = append(m.cpus, cpu)
 	}
 	return nil

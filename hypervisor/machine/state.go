@@ -44,8 +44,12 @@ func (m *Machine) components() []snap.Component {
 	return append(cs, &vcpu.VMState{VM: m.vm})
 }
 
+// ErrEnded reports that a machine has had its Outcome.
+var ErrEnded = errors.New("the guest has ended: there is nothing to save")
+
 // Save writes the machine to the directory dir, which appears complete or not at all. A running guest is paused meanwhile.
 // definition is kept beside the state for whoever restores it. progress may be nil. If ctx ends first, nothing is written.
+// So it is with ErrEnded: a guest that has reset its machine would be saved between two lives.
 func (m *Machine) Save(ctx context.Context, dir string, definition []byte, progress mem.Progress) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -53,7 +57,10 @@ func (m *Machine) Save(ctx context.Context, dir string, definition []byte, progr
 	if err := m.pause(); err != nil {
 		return err
 	}
-	err := snap.PublishDir(dir, func(tmp string) error { return m.write(ctx, tmp, definition, progress) })
+	err := ErrEnded
+	if !m.ended.Load() { // no vCPU runs that could end it now
+		err = snap.PublishDir(dir, func(tmp string) error { return m.write(ctx, tmp, definition, progress) })
+	}
 	if wasRunning {
 		err = errors.Join(err, m.resume())
 	}
