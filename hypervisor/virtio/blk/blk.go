@@ -27,6 +27,7 @@ const SectorSize = 512
 
 // Feature bits, §5.2.3.
 const (
+	featureSizeMax     = 1 << 1
 	featureSegMax      = 1 << 2
 	featureRO          = 1 << 5
 	featureBlkSize     = 1 << 6
@@ -39,10 +40,15 @@ const (
 	queueSize   = 256
 	maxSegments = queueSize - 2 // of data in a request; header and status take two descriptors
 	maxInFlight = 16            // requests that wait for the disk at the same time
-	maxRanges   = 16            // in one discard or write-zeroes request
-	maxSectors  = 1 << 22       // in one range: 2 GiB
 	longRequest = 64 << 10
 	configSize  = 60
+
+	// A pause waits for the requests that were begun, so what one may cost has limits. Those of data are generous: Linux
+	// and Windows stay far below, but OVMF's driver knows of no limit, and reads a whole kernel or initrd at once.
+	maxSize    = 1 << 20 // bytes in one segment
+	maxData    = maxSegments * maxSize
+	maxRanges  = 1       // in one discard or write-zeroes request
+	maxSectors = 1 << 17 // in one range: 64 MiB, which some file systems have written as zeros
 )
 
 // Config describes a disk.
@@ -181,7 +187,7 @@ func (*Device) ID() virtio.DeviceID { return virtio.IDBlock }
 
 // Features returns what the file allows.
 func (d *Device) Features() uint64 {
-	f := uint64(featureSegMax | featureBlkSize | featureFlush)
+	f := uint64(featureSizeMax | featureSegMax | featureBlkSize | featureFlush)
 	if d.cfg.ReadOnly {
 		return f | featureRO
 	}
@@ -196,6 +202,7 @@ func (d *Device) ReadConfig(off uint32, p []byte) {
 	var c [configSize]byte
 	put := binary.LittleEndian.PutUint32
 	binary.LittleEndian.PutUint64(c[0:], d.capacity.Load())
+	put(c[8:], maxSize)
 	put(c[12:], maxSegments)
 	put(c[20:], d.blockSize)
 	if !d.cfg.ReadOnly {

@@ -193,6 +193,55 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// What one request may cost is bounded, and the driver is told by how much.
+func TestLimits(t *testing.T) {
+	d, _ := disk(t, 512, func(c *Config) {
+		if err := c.File.Truncate(1 << 30); err != nil {
+			t.Fatal(err)
+		}
+	})
+	r := virtiotest.New(t, d, 0)
+	config := func(off uint32) uint32 {
+		var b [4]byte
+		d.ReadConfig(off, b[:])
+		return binary.LittleEndian.Uint32(b[:])
+	}
+	if d.Features()&(featureSizeMax|featureSegMax) != featureSizeMax|featureSegMax {
+		t.Error("the driver is told of no limits")
+	}
+	piece := r.In(int(config(8))) // size_max: the same memory in each descriptor
+	var data []virtiotest.Desc
+	for range config(12) { // seg_max
+		data = append(data, piece)
+	}
+	if s, _ := do(r, typeIn, 0, data...); s != statusOK {
+		t.Errorf("reading as much as is allowed: status %d", s)
+	}
+	data[0].Len += SectorSize
+	r.In(SectorSize)
+	if s, _ := do(r, typeIn, 0, data...); s != statusIOError {
+		t.Errorf("reading a sector more: status %d", s)
+	}
+	for i := range data {
+		data[i].Write = false
+	}
+	if s, _ := do(r, typeOut, 0, data...); s != statusIOError {
+		t.Errorf("writing a sector more: status %d", s)
+	}
+	for kind, off := range map[uint32]uint32{typeDiscard: 36, typeWriteZeroes: 48} {
+		most := config(off)
+		if bytes := uint64(most) * SectorSize * uint64(config(off+4)); bytes > 64<<20 {
+			t.Errorf("type %d: %d bytes at once", kind, bytes)
+		}
+		if s, _ := do(r, kind, 0, r.Out(segment(0, most, 0))); s != statusOK {
+			t.Errorf("type %d: status %d for as much as is allowed", kind, s)
+		}
+		if s, _ := do(r, kind, 0, r.Out(segment(0, most+8, 0))); s != statusIOError {
+			t.Errorf("type %d: status %d for more", kind, s)
+		}
+	}
+}
+
 func TestWriteZeroes(t *testing.T) {
 	for _, unmap := range []uint32{0, 1} {
 		d, f := disk(t, diskSize, nil)
@@ -200,9 +249,10 @@ func TestWriteZeroes(t *testing.T) {
 		model := contents(t, f)
 		clear(model[8*512 : 24*512])
 		clear(model[100*512 : 108*512])
-		segments := append(segment(8, 16, unmap), segment(100, 8, unmap)...)
-		if s, _ := do(r, typeWriteZeroes, 0, r.Out(segments)); s != statusOK {
-			t.Fatalf("unmap %d: status %d", unmap, s)
+		for _, s := range [][]byte{segment(8, 16, unmap), segment(100, 8, unmap)} {
+			if s, _ := do(r, typeWriteZeroes, 0, r.Out(s)); s != statusOK {
+				t.Fatalf("unmap %d: status %d", unmap, s)
+			}
 		}
 		if !bytes.Equal(contents(t, f), model) {
 			t.Errorf("unmap %d: the file differs", unmap)

@@ -72,7 +72,7 @@ func (r *request) quick() (status byte, ok bool) {
 	d := r.d
 	switch r.kind {
 	case typeIn:
-		if !d.inside(r.sector, uint64(r.n)) {
+		if r.n > maxData || !d.inside(r.sector, uint64(r.n)) {
 			return statusIOError, true
 		}
 		switch {
@@ -88,7 +88,7 @@ func (r *request) quick() (status byte, ok bool) {
 		}
 		return statusOK, k == r.n
 	case typeOut:
-		if d.cfg.ReadOnly || !d.inside(r.sector, uint64(r.n)) {
+		if d.cfg.ReadOnly || r.n > maxData || !d.inside(r.sector, uint64(r.n)) {
 			return statusIOError, true
 		}
 		if d.cfg.Direct || d.through {
