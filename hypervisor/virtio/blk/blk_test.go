@@ -301,6 +301,36 @@ func TestErrorOfTheDisk(t *testing.T) {
 	}
 }
 
+// Only a file system that does not know how makes the disk give up reading from the page cache: an error may pass.
+func TestCachedReadFails(t *testing.T) {
+	for _, c := range []struct {
+		name, path string
+		flag       int
+		gaveUp     bool
+	}{
+		{"an error", os.DevNull, os.O_WRONLY, false}, // EBADF
+		{"not supported", "/proc/kallsyms", os.O_RDONLY, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, err := os.OpenFile(c.path, c.flag, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			d, _ := disk(t, diskSize, nil)
+			d.fd = int(f.Fd())
+			r := virtiotest.New(t, d, 0)
+			if s, _ := do(r, typeIn, 0, r.In(512)); (s == statusOK) != c.gaveUp {
+				t.Errorf("status %d", s)
+			}
+			r.Stop()
+			if d.noCached != c.gaveUp {
+				t.Errorf("gave up: %t", d.noCached)
+			}
+		})
+	}
+}
+
 func TestOverlap(t *testing.T) {
 	d, f := disk(t, diskSize, func(c *Config) { c.Direct = true }) // all requests take the long way
 	r := virtiotest.New(t, d, 0)

@@ -82,10 +82,9 @@ func (r *request) quick() (status byte, ok bool) {
 			return 0, false
 		}
 		k, err := r.chain.ReadCachedAt(d.fd, r.n, r.off())
-		if err != nil {
-			// Whatever it is, the ordinary read will tell; what is not supported once will never be.
+		if unsupported(err) || errors.Is(err, unix.EINVAL) { // by this file system or kernel: it will never be
 			d.noCached = true
-		}
+		} // another error the ordinary read will tell
 		return statusOK, k == r.n
 	case typeOut:
 		if d.cfg.ReadOnly || r.n > maxData || !d.inside(r.sector, uint64(r.n)) {
