@@ -15,6 +15,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/boot"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/kvm"
+	"github.com/lodgehv/lodge/hypervisor/legacy"
 	"github.com/lodgehv/lodge/hypervisor/machine"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
 	"github.com/lodgehv/lodge/hypervisor/virtio/balloon"
@@ -52,6 +53,7 @@ func (r *resources) opened(c io.Closer) { r.closers = append(r.closers, c) }
 func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) (r *resources, err error) {
 	r = &resources{config: machine.Config{
 		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Serial: serial, Log: log,
+		Battery: new(legacy.Battery),
 	}}
 	defer func() {
 		if err != nil {
@@ -198,7 +200,9 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 	if def.Balloon {
 		r.add("balloon", func() (virtio.Device, error) {
 			b := balloon.New(log)
-			r.balloon.Store(b)
+			if before := r.balloon.Swap(b); before != nil {
+				b.SetTarget(before.Target()) // the host's wish outlives the guest's reboot
+			}
 			return b, nil
 		})
 	}

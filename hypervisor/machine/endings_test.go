@@ -118,6 +118,30 @@ func TestNothingAfterTheEnd(t *testing.T) {
 	}
 }
 
+// What the guest has set its clock to and put into the CMOS memory is there after a reboot.
+func TestBatteryOutlivesReboot(t *testing.T) {
+	const year, free = 9, 0x50
+	cfg := small(t, kvmtest.RemoteProgram())
+	cfg.Battery = new(legacy.Battery)
+	g := newGuest(t, cfg)
+	for reg, v := range map[uint8]uint8{year: 0x77, free: 0xa5} {
+		g.Out8(legacy.CMOSBase, reg)
+		g.Out8(legacy.CMOSBase+1, v)
+	}
+	g.Out8(legacy.Port92, 1)
+	outcome(t, g.Machine)
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g = newGuest(t, cfg)
+	for reg, want := range map[uint8]uint8{year: 0x77, free: 0xa5} {
+		g.Out8(legacy.CMOSBase, reg)
+		if v := g.In8(legacy.CMOSBase + 1); v != want {
+			t.Errorf("register %#x is %#x, want %#x", reg, v, want)
+		}
+	}
+}
+
 // The power button sets its bit and interrupts; the guest then switches off.
 func TestPowerButton(t *testing.T) {
 	g := newGuest(t, small(t, kvmtest.RemoteProgram()))
