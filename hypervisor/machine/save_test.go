@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -147,6 +148,71 @@ func TestSaveRestore(t *testing.T) {
 			start(t, m)
 			advances(t, m)
 		})
+	}
+}
+
+// A machine with as many processors as there can be goes on on all of them, each where it was.
+func TestSaveAllCPUs(t *testing.T) {
+	const counters = 0x100
+	count := []byte{ // 16-bit code
+		0x66, 0xb8, 1, 0, 0, 0, // mov eax, 1
+		0x0f, 0xa2, // cpuid
+		0x66, 0xc1, 0xeb, 24, // shr ebx, 24: the APIC ID
+		0xc1, 0xe3, 2, // shl bx, 2
+		0x2e, 0x66, 0xff, 0x87, counters & 0xff, counters >> 8, // inc dword [cs:bx+counters]
+		0xeb, 0xf8, // jmp to it
+	}
+	cfg := small(t, kvmtest.RemoteProgram())
+	cfg.CPUs = MaxCPUs
+	g := newGuest(t, cfg)
+	reached := func(m *Machine) (n [MaxCPUs]uint32) {
+		b := make([]byte, 4*MaxCPUs)
+		if err := m.Memory().ReadAt(b, kvmtest.Data+counters); err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			n[i] = binary.LittleEndian.Uint32(b[4*i:])
+		}
+		return n
+	}
+	allCount := func(m *Machine, from [MaxCPUs]uint32) {
+		t.Helper()
+		for deadline := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
+			now, behind := reached(m), 0
+			for i := 1; i < MaxCPUs; i++ { // the first does what we tell it
+				if now[i] <= from[i] {
+					behind++
+				}
+			}
+			if behind == 0 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d CPUs stand still: %d, from %d", behind, now, from)
+			}
+		}
+	}
+	g.put(kvmtest.Data, count)
+	const icr, initAll, sipiAll = 0xfee00300, 0xc4500, 0xc4600 // to all but ourselves
+	g.Store32(icr, initAll)
+	g.Store32(icr, sipiAll|kvmtest.Data>>12)
+	allCount(g.Machine, [MaxCPUs]uint32{})
+	if err := g.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	at := reached(g.Machine)
+	dir := save(t, g.Machine, "")
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m := restore(t, cfg, dir, RestoreOptions{})
+	if now := reached(m); now != at {
+		t.Errorf("restored at %d, saved at %d", now, at)
+	}
+	g = attach(t, m)
+	allCount(m, at)
+	if v := g.In8(0x80); v != 0xff {
+		t.Errorf("the first CPU reads %#x", v)
 	}
 }
 
