@@ -17,6 +17,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/kvm/kvmtest"
 	"github.com/lodgehv/lodge/hypervisor/legacy"
+	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
 	"github.com/lodgehv/lodge/hypervisor/virtio/blk"
@@ -460,6 +461,42 @@ func TestRestoreRefused(t *testing.T) {
 				before.noMore(t)
 			})
 		}
+	}
+}
+
+// Verify knows the version of every component's state, and looks at all of them and at the memory.
+func TestVerify(t *testing.T) {
+	cfg := fullBoard(t, counts, rawDisk(t, 1<<20))
+	cfg.DebugConsole = io.Discard
+	m := newMachine(t, cfg)
+	for _, c := range m.components() {
+		if got := newestVersion(c.SnapID()); got != c.SnapVersion() {
+			t.Errorf("%s: version %d is the newest known, and %d is written", c.SnapID(), got, c.SnapVersion())
+		}
+	}
+	dir, other := save(t, m, ""), save(t, m, "")
+	if err := openSaved(t, dir).Verify(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	path := filepath.Join(dir, snap.StateName)
+	good, err := snap.Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range good.Sections {
+		bad := *good
+		bad.Sections = slices.Clone(good.Sections)
+		bad.Sections[i].Version++
+		s := &Saved{dir: dir, file: &bad}
+		if err := s.Verify(t.Context(), nil); !errors.Is(err, snap.ErrNewer) || !strings.Contains(err.Error(), bad.Sections[i].ID) {
+			t.Errorf("a newer %s: %v", bad.Sections[i].ID, err)
+		}
+	}
+	if err := os.Rename(filepath.Join(other, snap.RAMName), filepath.Join(dir, snap.RAMName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := openSaved(t, dir).Verify(t.Context(), nil); !errors.Is(err, mem.ErrForeign) {
+		t.Errorf("the memory of another state: %v", err)
 	}
 }
 

@@ -7,11 +7,16 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
+	"github.com/lodgehv/lodge/hypervisor/acpi"
+	"github.com/lodgehv/lodge/hypervisor/legacy"
 	"github.com/lodgehv/lodge/hypervisor/mem"
+	"github.com/lodgehv/lodge/hypervisor/pci"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 	"github.com/lodgehv/lodge/hypervisor/vcpu"
+	"github.com/lodgehv/lodge/hypervisor/virtio/virtiopci"
 )
 
 // Sections of a state file beside the components'.
@@ -132,6 +137,42 @@ func (s *Saved) Definition() []byte {
 
 // Created returns when the machine was saved.
 func (s *Saved) Created() time.Time { return s.file.Created }
+
+// Verify reads all of what was saved, memory too, and returns what is wrong with it.
+func (s *Saved) Verify(ctx context.Context, progress mem.Progress) error {
+	for _, section := range s.file.Sections {
+		if newest := newestVersion(section.ID); section.Version > newest {
+			return fmt.Errorf("saved state %s: section %q has version %d, at most %d is known: %w",
+				s.dir, section.ID, section.Version, newest, snap.ErrNewer)
+		}
+	}
+	return mem.VerifyFile(ctx, filepath.Join(s.dir, snap.RAMName), s.file.Snapshot, progress)
+}
+
+// newestVersion returns the newest version that this program knows of the section of the given id.
+func newestVersion(id string) uint16 {
+	switch {
+	case id == sectionBoard:
+		return boardVersion
+	case id == sectionDefinition:
+		return 0
+	case id == "com1", id == "com2":
+		return new(legacy.UART).SnapVersion()
+	case id == "mch", id == "lpc":
+		return new(pci.Function).SnapVersion()
+	case strings.HasPrefix(id, "vcpu."):
+		return new(vcpu.CPU).SnapVersion()
+	}
+	for _, c := range []snap.Component{
+		new(acpi.VMGenID), new(legacy.I8042), new(legacy.CMOS), new(legacy.PM), new(legacy.FWCfg), new(legacy.FastA20),
+		new(legacy.DebugExit), new(legacy.DebugConsole), new(legacy.ResetControl), new(pci.Root), new(vcpu.VMState),
+	} {
+		if c.SnapID() == id {
+			return c.SnapVersion()
+		}
+	}
+	return new(virtiopci.Transport).SnapVersion() // a card, whose name is free
+}
 
 // RestoreOptions says how memory comes back.
 type RestoreOptions struct {
