@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"io/fs"
@@ -34,6 +35,7 @@ func TestEndings(t *testing.T) {
 		{"FADT's reset register", (*guest).resetByFADT, Outcome{Reason: Reboot, Detail: "reset by port 0xcf9"}},
 		{"PM1a_CNT", func(g *guest) { g.Out16(legacy.PMBase+legacy.PM1ControlOff, uint16(legacy.S5.SleepType())<<10|1<<13) },
 			Outcome{Reason: PowerOff, Detail: "ACPI state S5"}},
+		{"PM1a_CNT by \\_S4", (*guest).hibernate, Outcome{Reason: PowerOff, Detail: "ACPI state S4"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := newGuest(t, small(t, kvmtest.RemoteProgram()))
@@ -116,6 +118,20 @@ func TestNothingAfterTheEnd(t *testing.T) {
 			}
 		})
 	}
+}
+
+// hibernate takes SLP_TYP from the DSDT's \_S4, a package that begins with it (ACPI 6.5 §7.4.2.5).
+func (g *guest) hibernate() {
+	tables := g.bytes(tablesBase, tablesEnd-tablesBase)
+	_, after, ok := bytes.Cut(tables, []byte("_S4_"))
+	if !ok {
+		g.t.Fatal("the DSDT has no _S4")
+	}
+	const packageOp, bytePrefix = 0x12, 0x0a // a package's length is one byte and the number of its elements another
+	if after[0] != packageOp || after[3] != bytePrefix {
+		g.t.Fatalf("_S4 is % x", after[:8])
+	}
+	g.Out16(legacy.PMBase+legacy.PM1ControlOff, uint16(after[4])<<10|1<<13)
 }
 
 // What the guest has set its clock to and put into the CMOS memory is there after a reboot.
