@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -462,6 +464,61 @@ func TestRestoreRefused(t *testing.T) {
 			})
 		}
 	}
+}
+
+// What a paused guest has printed, and nobody has taken, is written when its machine is closed; but if it was saved, it is
+// written by the one that is restored, once.
+func TestCloseFlushesPaused(t *testing.T) {
+	for name, saved := range map[string]bool{"paused": false, "paused and saved": true} {
+		t.Run(name, func(t *testing.T) {
+			var out shutWriter
+			cfg := small(t, kvmtest.RemoteProgram())
+			cfg.Serial = [2]io.Writer{&out}
+			g := newGuest(t, cfg)
+			const text = "last words"
+			for _, c := range []byte(text) {
+				g.Out8(legacy.COM1Base, c)
+			}
+			if err := g.Pause(); err != nil {
+				t.Fatal(err)
+			}
+			out.open.Store(true)
+			want := text
+			var dir string
+			if saved {
+				dir, want = save(t, g.Machine, ""), ""
+			}
+			if err := g.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if got := out.String(); got != want {
+				t.Errorf("written: %q, want %q", got, want)
+			}
+			if saved {
+				m := restore(t, cfg, dir, RestoreOptions{})
+				start(t, m)
+				if err := m.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if got := out.String(); got != text {
+					t.Errorf("written after the restore: %q, want %q", got, text)
+				}
+			}
+		})
+	}
+}
+
+// shutWriter takes nothing until it is open.
+type shutWriter struct {
+	open atomic.Bool
+	bytes.Buffer
+}
+
+func (w *shutWriter) Write(p []byte) (int, error) {
+	if !w.open.Load() {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return w.Buffer.Write(p)
 }
 
 // Verify knows the version of every component's state, and looks at all of them and at the memory.

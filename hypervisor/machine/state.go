@@ -65,6 +65,7 @@ func (m *Machine) Save(ctx context.Context, dir string, definition []byte, progr
 	err := ErrEnded
 	if !m.ended.Load() { // no vCPU runs that could end it now
 		err = snap.PublishDir(dir, func(tmp string) error { return m.write(ctx, tmp, definition, progress) })
+		m.saved = err == nil
 	}
 	if wasRunning {
 		err = errors.Join(err, m.resume())
