@@ -12,8 +12,6 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
-	"github.com/lodgehv/lodge/hypervisor/mem"
-	"github.com/lodgehv/lodge/hypervisor/snap"
 )
 
 // call calls one method of a guest.
@@ -113,12 +111,13 @@ func check(ctx context.Context, e *environment, args []string) error {
 		}
 		return def.CheckHost(args[0])
 	}
-	if _, err := machine.OpenSaved(args[0]); err != nil {
+	saved, err := machine.OpenSaved(args[0])
+	if err != nil {
 		return err
 	}
 	bar := newProgress(e.stderr, "checking")
 	defer bar.end()
-	return mem.VerifyFile(ctx, filepath.Join(args[0], snap.RAMName), bar.set)
+	return saved.Verify(ctx, bar.set)
 }
 
 // extractKernel is the command "extract-kernel".

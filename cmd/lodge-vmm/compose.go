@@ -15,6 +15,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/boot"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/kvm"
+	"github.com/lodgehv/lodge/hypervisor/legacy"
 	"github.com/lodgehv/lodge/hypervisor/machine"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
 	"github.com/lodgehv/lodge/hypervisor/virtio/balloon"
@@ -31,6 +32,8 @@ type resources struct {
 	closers []io.Closer
 	serve   []func(context.Context) error  // what has to run beside the guest, until the context ends
 	balloon atomic.Pointer[balloon.Device] // of the current machine, if it has one
+
+	ignoreDiskChanges bool // of a restored guest: its disks are taken as they are
 }
 
 // Close closes everything, the last opened first.
@@ -50,6 +53,7 @@ func (r *resources) opened(c io.Closer) { r.closers = append(r.closers, c) }
 func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) (r *resources, err error) {
 	r = &resources{config: machine.Config{
 		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Serial: serial, Log: log,
+		Battery: new(legacy.Battery),
 	}}
 	defer func() {
 		if err != nil {
@@ -116,7 +120,10 @@ func (r *resources) disks(def *definition.Definition, log *slog.Logger) error {
 		}
 		r.opened(f)
 		r.add("blk."+k.Name, func() (virtio.Device, error) {
-			return blk.New(blk.Config{Name: k.Name, File: f, ReadOnly: k.ReadOnly, Direct: k.Direct, Serial: k.Serial, Log: log})
+			return blk.New(blk.Config{
+				Name: k.Name, File: f, ReadOnly: k.ReadOnly, Direct: k.Direct, Serial: k.Serial, Log: log,
+				IgnoreChanges: r.ignoreDiskChanges,
+			})
 		})
 	}
 	return nil
@@ -193,7 +200,9 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 	if def.Balloon {
 		r.add("balloon", func() (virtio.Device, error) {
 			b := balloon.New(log)
-			r.balloon.Store(b)
+			if before := r.balloon.Swap(b); before != nil {
+				b.SetTarget(before.Target()) // the host's wish outlives the guest's reboot
+			}
 			return b, nil
 		})
 	}

@@ -35,8 +35,8 @@ type command struct {
 
 func commands() []command {
 	return []command{
-		{"run", "[--restore DIR] GUEST.toml", "run a guest until it powers off", runGuest},
-		{"restore", "[--shared] DIR", "run a guest from a saved state", restoreGuest},
+		{"run", "[--restore DIR [--ignore-disk-changes]] GUEST.toml", "run a guest until it powers off", runGuest},
+		{"restore", "[--shared] [--ignore-disk-changes] DIR", "run a guest from a saved state", restoreGuest},
 		{"check", "GUEST.toml | DIR", "validate a definition, or every byte of a saved state", check},
 		{"status", "[--json] GUEST", "tell how a running guest is", status},
 		{"pause", "GUEST", "pause a running guest", simple("pause")},

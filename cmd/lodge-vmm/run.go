@@ -23,12 +23,13 @@ func runGuest(ctx context.Context, e *environment, args []string) error {
 			break
 		}
 	}
-	args, err := flags(args, nil)
+	var ignore bool
+	args, err := flags(args, map[string]*bool{ignoreDiskChanges: &ignore})
 	if err != nil {
 		return err
 	}
-	if len(args) != 1 {
-		return usagef("want one definition")
+	if len(args) != 1 || ignore && dir == "" {
+		return usagef("want one definition, and %s with --restore only", ignoreDiskChanges)
 	}
 	def, err := definition.Load(args[0])
 	if err != nil {
@@ -38,19 +39,20 @@ func runGuest(ctx context.Context, e *environment, args []string) error {
 		return err
 	}
 	if dir == "" {
-		return serve(ctx, e, def, machine.New)
+		return serve(ctx, e, def, machine.New, false)
 	}
 	saved, err := machine.OpenSaved(dir)
 	if err != nil {
 		return err
 	}
-	return serve(ctx, e, def, restored(saved, machine.RestoreOptions{}))
+	return serve(ctx, e, def, restored(saved, machine.RestoreOptions{}), ignore)
 }
 
 // restoreGuest is the command "restore".
 func restoreGuest(ctx context.Context, e *environment, args []string) error {
 	var opt machine.RestoreOptions
-	args, err := flags(args, map[string]*bool{"--shared": &opt.Shared})
+	var ignore bool
+	args, err := flags(args, map[string]*bool{"--shared": &opt.Shared, ignoreDiskChanges: &ignore})
 	if err != nil {
 		return err
 	}
@@ -66,11 +68,17 @@ func restoreGuest(ctx context.Context, e *environment, args []string) error {
 		return err
 	}
 	opt.Lazy.Failed = func(err error) { e.log.Error("guest memory cannot be read", "guest", def.Name, "err", err) }
-	return serve(ctx, e, def, restored(saved, opt))
+	return serve(ctx, e, def, restored(saved, opt), ignore)
 }
 
-// serve runs a guest with its console and control socket. build makes the first machine.
-func serve(ctx context.Context, e *environment, def *definition.Definition, build func(machine.Config) (*machine.Machine, error)) (err error) {
+// ignoreDiskChanges is the flag that has a state restored though a disk was written to since.
+const ignoreDiskChanges = "--ignore-disk-changes"
+
+// serve runs a guest with its console and control socket. build makes the first machine; ignoreDisks is that of a state.
+func serve(
+	ctx context.Context, e *environment, def *definition.Definition,
+	build func(machine.Config) (*machine.Machine, error), ignoreDisks bool,
+) (err error) {
 	// A goroutine that is woken needs a free P: without spare ones it would wait until the scheduler takes one back
 	// from a vCPU that is in the guest, which may be milliseconds.
 	runtime.GOMAXPROCS(runtime.NumCPU() + def.CPUs)
@@ -91,6 +99,7 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 		return err
 	}
 	defer func() { err = errors.Join(err, res.Close()) }()
+	res.ignoreDiskChanges = ignoreDisks
 	g := newGuest(def, res, log)
 
 	ctx, cancel := context.WithCancel(ctx)

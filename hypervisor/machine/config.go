@@ -2,7 +2,7 @@
 // its small devices, slots for PCI cards, and the vCPUs. It looks like a PC with Intel's Q35 chipset.
 //
 // A Machine is built from a Config and lives once. A guest that reboots gets a new Machine of the same Config, in the same
-// process: what the host opened for it (disks, sockets) is the Config's and stays.
+// process: what the host opened for it (disks, sockets) is the Config's and stays, as does what a battery keeps.
 //
 //	New or Restore ──▶ Start ──▶ running ⇄ Pause/Resume (Save) ──▶ Wait returns an Outcome ──▶ Close
 package machine
@@ -14,6 +14,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/boot"
 	"github.com/lodgehv/lodge/hypervisor/bus"
 	"github.com/lodgehv/lodge/hypervisor/kvm"
+	"github.com/lodgehv/lodge/hypervisor/legacy"
 	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/hypervisor/pci"
 	"github.com/lodgehv/lodge/hypervisor/snap"
@@ -33,6 +34,8 @@ type Config struct {
 
 	Serial       [2]io.Writer // where COM1 and COM2 write to; nil leaves a port out
 	DebugConsole io.Writer    // where port 0x402 writes to; nil leaves it out
+
+	Battery *legacy.Battery // of the CMOS clock, which goes from one machine to the next; nil is a new one
 
 	Slots []Slot // the cards, in the order of their slots
 

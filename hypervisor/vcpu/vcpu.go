@@ -56,6 +56,7 @@ type CPU struct {
 	status    atomic.Int32 // Status. Only the thread changes it
 	requested atomic.Bool  // a request comes: leave the guest
 	requests  chan request // received by the thread, out of the guest
+	over      *atomic.Bool // never nil; see EndWith
 	exited    chan struct{}
 
 	// The thread's own. completed is false after an exit whose access KVM finishes on the next KVM_RUN only.
@@ -74,7 +75,7 @@ type request struct {
 func New(k *kvm.VCPU, index int, cpuid []kvm.CPUIDEntry, ports, mmio *bus.Bus, events Events) (*CPU, error) {
 	c := &CPU{
 		k: k, able: cpuid, cpuid: cpuid, index: index, ports: ports, mmio: mmio, events: events,
-		requests: make(chan request), exited: make(chan struct{}), completed: true,
+		requests: make(chan request), over: new(atomic.Bool), exited: make(chan struct{}), completed: true,
 	}
 	if err := k.SetCPUID2(cpuid); err != nil { // here, since there is no thread yet to change to
 		k.Close()
@@ -89,6 +90,11 @@ func New(k *kvm.VCPU, index int, cpuid []kvm.CPUIDEntry, ports, mmio *bus.Bus, e
 	}
 	return c, nil
 }
+
+// EndWith makes the vCPU pause itself for good once over is true, at its next exit: a device that ends the machine, such as
+// a reset register, sets it on the vCPU's own thread, and the guest does not see the next instruction. Call it before the
+// first Resume.
+func (c *CPU) EndWith(over *atomic.Bool) { c.over = over }
 
 // Index returns the vCPU's number.
 func (c *CPU) Index() int { return c.index }
@@ -169,9 +175,12 @@ func (c *CPU) thread(ready chan<- error) {
 	defer close(c.exited)
 	for s := Created; s != Stopped; {
 		if s == Running {
-			if e, ok := c.run(); ok {
+			e, ok := c.run()
+			if ok || c.over.Load() {
 				s = Paused
 				c.status.Store(int32(s))
+			}
+			if ok {
 				c.events(e)
 			}
 		}
@@ -183,9 +192,9 @@ func (c *CPU) thread(ready chan<- error) {
 	}
 }
 
-// run runs the guest until there is a request, for which it returns false, or an event.
+// run runs the guest until there is a request or the machine is over, for which it returns false, or an event.
 func (c *CPU) run() (Event, bool) {
-	for !c.requested.Load() {
+	for !c.requested.Load() && !c.over.Load() {
 		switch errno := c.k.Run(); errno {
 		case 0:
 			c.completed = false

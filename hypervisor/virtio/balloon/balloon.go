@@ -96,6 +96,9 @@ func (d *Device) SetTarget(pages uint32) {
 	}
 }
 
+// Target returns what SetTarget was last given.
+func (d *Device) Target() uint32 { return d.target.Load() }
+
 // Actual returns how many pages of PageSize the guest says it has given up.
 func (d *Device) Actual() uint32 { return d.actual.Load() }
 

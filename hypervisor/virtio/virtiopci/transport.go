@@ -49,7 +49,7 @@ type Transport struct {
 	queueSelect    uint16
 	queues         []queueRegs
 	env            *virtio.Env // set from DRIVER_OK to reset
-	running        bool        // Start was called, and Stop not since
+	running        bool        // Start has succeeded, and Stop was not called since
 	paused         bool
 
 	bells  sync.Mutex
@@ -253,8 +253,11 @@ func (t *Transport) buildEnv() error {
 }
 
 func (t *Transport) start() error {
+	if err := t.dev.Start(t.env); err != nil {
+		return err
+	}
 	t.running = true
-	return t.dev.Start(t.env)
+	return nil
 }
 
 func (t *Transport) stop() {

@@ -367,6 +367,26 @@ func TestNeedsReset(t *testing.T) {
 	}
 }
 
+// A device that cannot start is broken, is not stopped, and can start after a reset.
+func TestStartFails(t *testing.T) {
+	e := &echo{fails: errors.New("the host says no")}
+	d := probe(newBoard(t, e, true))
+	d.enableMSIX()
+	d.negotiate(^uint64(0))
+	d.setUp(true)
+	d.setStatus(allSet)
+	if v := d.status(); v != allSet|statusNeedsReset {
+		t.Errorf("status %#x", v)
+	}
+	if err := errors.Join(d.tr.Pause(), d.tr.Resume()); err != nil {
+		t.Error(err)
+	}
+	d.setStatus(0)
+	e.fails = nil
+	d.start(true)
+	d.queues[0].do("alive")
+}
+
 // The doorbells follow the BAR while the driver may kick, and only then.
 func TestDoorbells(t *testing.T) {
 	d := probe(newBoard(t, new(echo), true))
