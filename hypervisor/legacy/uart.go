@@ -366,12 +366,14 @@ func (u *UART) drained() {
 }
 
 // Receive hands p to the guest. It returns when the last byte is in the queue, or with the number of bytes that are and
-// ctx's error. It waits while the queue is full or the UART paused. One call at a time.
+// ctx's error. It waits while the queue is full or the UART paused. What several calls hand over at a time is mixed.
 func (u *UART) Receive(ctx context.Context, p []byte) (int, error) {
-	n := 0
-	for {
-		n += u.receive(p[n:])
-		if n == len(p) {
+	for n := 0; ; {
+		k, room := u.receive(p[n:])
+		if n += k; n == len(p) {
+			if room {
+				signal(u.space) // for another Receive that waits
+			}
 			return n, nil
 		}
 		select {
@@ -382,20 +384,19 @@ func (u *UART) Receive(ctx context.Context, p []byte) (int, error) {
 	}
 }
 
-// receive takes what there is room for, and returns how much that was.
-func (u *UART) receive(p []byte) int {
+// receive takes what there is room for, and returns how much that was and whether there is room for more.
+func (u *UART) receive(p []byte) (n int, room bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.paused {
-		return 0
+		return 0, false
 	}
-	n := 0
 	for n < len(p) && u.in.push(p[n]) {
 		n++
 		u.refill()
 	}
 	u.update()
-	return n
+	return n, u.in.free() > 0
 }
 
 // Flush waits until the writer has got all that the guest has sent, or for ctx. The UART must not be paused.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -334,6 +335,32 @@ func TestUARTReceiveBlocks(t *testing.T) {
 		defer cancel()
 		if n, err := u.Receive(ctx, make([]byte, 5000)); n != uartInput+1 || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("took %d, %v", n, err)
+		}
+		u.pause(t)
+	})
+}
+
+// TestUARTReceiveTwo has two hand over input at a time, as a client's and its successor's goroutines do: both get on.
+func TestUARTReceiveTwo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := newTestUART(io.Discard)
+		u.resume(t)
+		u.feed(t, string(make([]byte, uartInput+1)))
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() { u.feed(t, "0123456789") })
+		}
+		synctest.Wait() // both wait
+		n := 0
+		for u.in(uartLSR)&lsrDR != 0 {
+			for ; u.in(uartLSR)&lsrDR != 0; n++ { // faster than they wake
+				u.in(uartRBR)
+			}
+			synctest.Wait()
+		}
+		wg.Wait()
+		if want := uartInput + 1 + 20; n != want {
+			t.Errorf("the guest read %d bytes, want %d", n, want)
 		}
 		u.pause(t)
 	})
