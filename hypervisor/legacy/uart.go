@@ -82,7 +82,8 @@ const (
 // Output goes to an io.Writer through a buffer of 16 KiB and a goroutine of its own, so that a vCPU never waits for the
 // host. When the buffer has no room for a whole transmit FIFO, the guest sees the transmitter busy until it has: that is
 // the back-pressure, and a guest that sends regardless loses what it sends, as on hardware. What the writer refuses is
-// dropped. A writer that may block for good must have SetWriteDeadline, or Pause waits for it.
+// dropped. A writer that may block for good should have SetWriteDeadline: without it Pause waits a second, and what the
+// writer was given is lost.
 //
 // Input waits in a queue of 1 KiB behind the receive FIFO; Receive blocks while it is full, so the receiver never
 // overruns, except in loopback mode, where the guest can see to it. The character timeout comes at once: the host's
