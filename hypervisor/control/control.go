@@ -30,6 +30,9 @@ const (
 	replyLimit = 10 * time.Second // that a client takes to read an answer
 )
 
+// acceptPause is how long Accept waits after an error.
+const acceptPause = 100 * time.Millisecond
+
 // Codes of errors.
 const (
 	CodeBadRequest = "bad-request" // the line is not a request, or its parameters do not fit
@@ -111,7 +114,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer stop()
 	slots := make(chan struct{}, maxConns)
 	for {
-		conn, err := l.Accept()
+		conn, err := Accept(ctx, l)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -130,6 +133,22 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			defer func() { <-slots }()
 			s.converse(ctx, conn)
 		})
+	}
+}
+
+// Accept accepts a connection. It gives up when ctx ends or l is closed; other errors, such as that there are no file
+// descriptors left, it waits out.
+func Accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+	for {
+		conn, err := l.Accept()
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(acceptPause):
+		}
 	}
 }
 

@@ -9,8 +9,12 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
-	"time")
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // serve runs a server for the test and returns its socket.
 func serve(t *testing.T, methods map[string]Handler) string {
@@ -245,6 +249,33 @@ func TestAfter(t *testing.T) {
 	}
 	close(release)
 	<-after
+}
+
+// failing is a listener that fails a few times before it accepts.
+type failing struct {
+	net.Listener
+	left atomic.Int32
+}
+
+func (f *failing) Accept() (net.Conn, error) {
+	if f.left.Add(-1) >= 0 {
+		return nil, &net.OpError{Op: "accept", Net: "unix", Err: unix.EMFILE}
+	}
+	return f.Listener.Accept()
+}
+
+// Running out of descriptors for a while does not end the service.
+func TestAcceptFails(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &failing{Listener: l}
+	f.left.Store(2)
+	path := serveOn(t, f, map[string]Handler{"ok": func(context.Context, *Call) (any, error) { return nil, nil }})
+	if err := dial(t, path).Call(t.Context(), "ok", nil, nil, nil); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestUnusableResult(t *testing.T) {
