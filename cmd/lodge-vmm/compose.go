@@ -29,8 +29,8 @@ import (
 type resources struct {
 	config  machine.Config
 	closers []io.Closer
-	serve   []func(context.Context) error  // what has to run beside the guest, until the context ends
-	balloon atomic.Pointer[balloon.Device] // of the current machine, if it has one
+	serve   []func(context.Context, *guest) error // what has to run beside the guest, until the context ends
+	balloon atomic.Pointer[balloon.Device]        // of the current machine, if it has one
 }
 
 // Close closes everything, the last opened first.
@@ -210,10 +210,11 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 			current.Store(d)
 			return d, nil
 		})
-		r.serve = append(r.serve, func(ctx context.Context) error {
+		r.serve = append(r.serve, func(ctx context.Context, g *guest) error {
 			return host.serve(ctx, func(ctx context.Context, p []byte) error {
-				_, err := current.Load().Receive(ctx, p) // the first machine exists before anyone is served
-				return err
+				return g.receive(ctx, p, func(life context.Context, _ *machine.Machine, p []byte) (int, error) {
+					return current.Load().Receive(life, p) // there is one while there is a machine
+				})
 			})
 		})
 	}

@@ -104,18 +104,15 @@ func (g *guest) current(ctx context.Context) (*machine.Machine, context.Context,
 	}
 }
 
-// receive types p on serial port i, across reboots.
-func (g *guest) receive(ctx context.Context, i int, p []byte) error {
+// receive types p on a device, across reboots. to gives it to that of machine m and returns how much it took before life
+// ended.
+func (g *guest) receive(ctx context.Context, p []byte, to func(life context.Context, m *machine.Machine, p []byte) (int, error)) error {
 	for len(p) > 0 {
 		m, life, err := g.current(ctx)
 		if err != nil {
 			return err
 		}
-		port := m.Serial(i)
-		if port == nil {
-			return nil
-		}
-		n, err := port.Receive(life, p)
+		n, err := to(life, m, p)
 		p = p[n:]
 		if err != nil && ctx.Err() != nil {
 			return ctx.Err()

@@ -1,10 +1,11 @@
 package main
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +27,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("SEABIOS", seabios)
+			e.Values[connsKey{}] = map[string]net.Conn{}
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -34,38 +36,7 @@ func TestScripts(t *testing.T) {
 			}
 			return haveKVM(), nil
 		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			// await FILE [TEXT] waits until the file exists and, if a text is given, holds it.
-			"await": func(ts *testscript.TestScript, neg bool, args []string) {
-				if neg || len(args) < 1 || len(args) > 2 {
-					ts.Fatalf("usage: await FILE [TEXT]")
-				}
-				path := ts.MkAbs(args[0])
-				deadline := time.Now().Add(time.Minute)
-				for {
-					_, err := os.Stat(path)
-					var b []byte
-					if err == nil && len(args) == 2 {
-						b, err = os.ReadFile(path)
-					}
-					if err == nil && (len(args) == 1 || bytes.Contains(b, []byte(args[1]))) {
-						return
-					}
-					if time.Now().After(deadline) {
-						ts.Fatalf("%s: not as awaited (%v): %s", args, err, b)
-					}
-					time.Sleep(10 * time.Millisecond)
-				}
-			},
-			// damage FILE changes a byte in the middle of the file.
-			"damage": func(ts *testscript.TestScript, neg bool, args []string) {
-				path := ts.MkAbs(args[0])
-				b, err := os.ReadFile(path)
-				ts.Check(err)
-				b[len(b)/2] ^= 0xff
-				ts.Check(os.WriteFile(path, b, 0o600))
-			},
-		},
+		Cmds: scriptCommands,
 	})
 }
 
@@ -97,10 +68,6 @@ func TestTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	good, bad := write("good.toml", seabios), write("bad.toml", empty)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, tc := range map[string]struct {
 		guest string
 		leave func(t *testing.T, p *os.Process, tty *os.File)
@@ -124,12 +91,7 @@ func TestTerminal(t *testing.T) {
 			if before.Lflag&unix.ICANON == 0 {
 				t.Fatal("the terminal is raw already")
 			}
-			// The test binary is lodge-vmm when it is called so.
-			link := filepath.Join(t.TempDir(), "lodge-vmm")
-			if err := os.Symlink(self, link); err != nil {
-				t.Fatal(err)
-			}
-			cmd := exec.Command(link, "run", tc.guest)
+			cmd := lodgeVMM(t, "run", tc.guest)
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
@@ -154,8 +116,6 @@ func TestTerminal(t *testing.T) {
 				}
 				tc.leave(t, cmd.Process, host)
 			}
-			kill := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
-			defer kill.Stop()
 			err := cmd.Wait()
 			if got := cmd.ProcessState.ExitCode(); got != tc.code {
 				t.Errorf("exit status %d (%v), want %d", got, err, tc.code)
@@ -167,6 +127,37 @@ func TestTerminal(t *testing.T) {
 			<-drained
 		})
 	}
+}
+
+// lodgeVMM returns a command that runs this test binary as lodge-vmm. It is killed if it does not end.
+func lodgeVMM(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "lodge-vmm")
+	if err := os.Symlink(self, link); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return exec.CommandContext(ctx, link, args...)
+}
+
+// writeDefinition writes the definition of a guest of guests, with its serial port on standard input and output.
+func writeDefinition(t *testing.T, guest string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := writeGuest(filepath.Join(dir, "kernel"), guest); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, guest+".toml")
+	text := fmt.Sprintf("name = %q\nmemory = \"16M\"\ncontrol = \"sock\"\n[boot]\nkernel = \"kernel\"\n", guest)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // openPTY returns both ends of a new terminal.

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/signal"
 	"runtime"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
@@ -75,6 +78,9 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 	// from a vCPU that is in the guest, which may be milliseconds.
 	runtime.GOMAXPROCS(runtime.NumCPU() + def.CPUs)
 
+	// The guest outlives whoever reads its console and the log: what is written then is dropped.
+	signal.Ignore(unix.SIGPIPE)
+
 	log := e.log.With("guest", def.Name)
 	var serial [2]*serialPort
 	var out [2]io.Writer
@@ -117,12 +123,7 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 		background("control", func() error { return server.Serve(ctx, l) })
 	}
 	for _, f := range res.serve {
-		background("device", func() error {
-			if _, _, err := g.current(ctx); err != nil {
-				return nil // it never had a machine
-			}
-			return f(ctx)
-		})
+		background("device", func() error { return f(ctx, g) })
 	}
 	o, err := g.run(ctx, build)
 	if err != nil {
