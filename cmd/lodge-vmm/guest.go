@@ -20,27 +20,40 @@ type guest struct {
 	res *resources
 	log *slog.Logger
 
+	started time.Time
+
+	leaving chan struct{} // closed by quit
+	quit    func()        // ends run
+
+	command sync.Mutex // held while the guest is paused, resumed or saved, which takes long; before mu
+	saved   bool       // and to run no more; with command
+
 	mu      sync.Mutex
 	machine *machine.Machine // nil between two
 	life    context.Context  // ends with machine
 	changed chan struct{}    // closed and replaced when machine changes
-	started time.Time
 	reboots int
+	paused  bool // machine is
 	saving  bool
-	leave   context.CancelFunc // ends run
 }
 
 func newGuest(def *definition.Definition, res *resources, log *slog.Logger) *guest {
-	return &guest{def: def, res: res, log: log, changed: make(chan struct{}), started: time.Now()}
+	leaving := make(chan struct{})
+	return &guest{def: def, res: res, log: log, started: time.Now(), changed: make(chan struct{}),
+		leaving: leaving, quit: sync.OnceFunc(func() { close(leaving) })}
 }
 
 // run runs the guest until it powers off, or ctx ends. build makes the first machine; those after a reboot are new.
 func (g *guest) run(ctx context.Context, build func(machine.Config) (*machine.Machine, error)) (machine.Outcome, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	g.mu.Lock()
-	g.leave = cancel
-	g.mu.Unlock()
+	go func() {
+		select {
+		case <-g.leaving:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	for {
 		m, err := build(g.res.config)
 		if err != nil {
@@ -82,7 +95,7 @@ func (g *guest) live(ctx context.Context, m *machine.Machine) (machine.Outcome, 
 func (g *guest) set(m *machine.Machine, life context.Context) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.machine, g.life = m, life
+	g.machine, g.life, g.paused = m, life, false
 	close(g.changed)
 	g.changed = make(chan struct{})
 }
@@ -121,8 +134,54 @@ func (g *guest) receive(ctx context.Context, p []byte, to func(life context.Cont
 	return nil
 }
 
-// save saves the guest to dir and, with stop, ends it without letting it run on.
+// pause pauses the machine.
+func (g *guest) pause(ctx context.Context) error {
+	return g.setPaused(ctx, (*machine.Machine).Pause, true)
+}
+
+// resume lets it run again.
+func (g *guest) resume(ctx context.Context) error {
+	return g.setPaused(ctx, (*machine.Machine).Resume, false)
+}
+
+var errSaved = errors.New("the guest was saved and ends")
+
+func (g *guest) setPaused(ctx context.Context, do func(*machine.Machine) error, paused bool) error {
+	g.command.Lock()
+	defer g.command.Unlock()
+	if g.saved {
+		return errSaved
+	}
+	m, _, err := g.current(ctx)
+	if err != nil {
+		return err
+	}
+	if err := do(m); err != nil {
+		return err
+	}
+	g.notePaused(m, paused)
+	return nil
+}
+
+func (g *guest) notePaused(m *machine.Machine, paused bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.machine == m {
+		g.paused = paused
+	}
+}
+
+// save saves the guest to dir. With stop it does not run again: the caller quits.
 func (g *guest) save(ctx context.Context, dir string, stop bool, progress mem.Progress) error {
+	if !g.beginSaving() {
+		return errors.New("the guest is being saved already: wait for that")
+	}
+	defer g.endSaving()
+	g.command.Lock()
+	defer g.command.Unlock()
+	if g.saved {
+		return errSaved
+	}
 	m, _, err := g.current(ctx)
 	if err != nil {
 		return err
@@ -131,54 +190,51 @@ func (g *guest) save(ctx context.Context, dir string, stop bool, progress mem.Pr
 	if err != nil {
 		return err
 	}
-	g.setSaving(true)
-	defer g.setSaving(false)
-	if stop {
-		wasRunning := m.Running()
-		if err := m.Pause(); err != nil {
-			return err
-		}
-		if err := m.Save(ctx, dir, def, progress); err != nil {
-			if wasRunning {
-				err = errors.Join(err, m.Resume())
-			}
-			return err
-		}
-		g.quit()
-		return nil
+	if !stop {
+		return m.Save(ctx, dir, def, progress)
 	}
-	return m.Save(ctx, dir, def, progress)
+	wasRunning := m.Running()
+	if err := m.Pause(); err != nil {
+		return err
+	}
+	if err := m.Save(ctx, dir, def, progress); err != nil {
+		if wasRunning {
+			err = errors.Join(err, m.Resume())
+		}
+		return err
+	}
+	g.saved = true
+	g.notePaused(m, true)
+	return nil
 }
 
-// quit ends run.
-func (g *guest) quit() {
+func (g *guest) beginSaving() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.leave != nil {
-		g.leave()
-	}
+	was := g.saving
+	g.saving = true
+	return !was
 }
 
-func (g *guest) setSaving(saving bool) {
+func (g *guest) endSaving() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.saving = saving
+	g.saving = false
 }
 
-// state names what the guest does. It does not wait for a save.
+// state names what the guest does. It asks not the machine, which answers only after a save.
 func (g *guest) state() string {
 	g.mu.Lock()
-	m, saving := g.machine, g.saving
-	g.mu.Unlock()
+	defer g.mu.Unlock()
 	switch {
-	case m == nil:
+	case g.machine == nil:
 		return "starting"
-	case saving:
+	case g.saving:
 		return "saving"
-	case m.Running():
-		return "running"
+	case g.paused:
+		return "paused"
 	}
-	return "paused"
+	return "running"
 }
 
 // restored returns a builder of the machine that was saved in s.
