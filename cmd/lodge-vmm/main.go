@@ -151,15 +151,15 @@ func flags(args []string, known map[string]*bool) (rest []string, err error) {
 }
 
 // outcomeStatus says how a guest ended, and turns it into the command's result.
-func outcomeStatus(e *environment, name string, o machine.Outcome) error {
+func outcomeStatus(log *slog.Logger, o machine.Outcome) error {
 	switch o.Reason {
 	case machine.Crashed:
-		e.log.Error("guest crashed", "guest", name, "detail", o.Detail, "err", o.Err)
+		log.Error("guest crashed", "detail", o.Detail, "err", o.Err)
 		return exitStatus(exitCrashed)
 	case machine.DebugExit:
 		return exitStatus(o.Code)
 	default:
-		e.log.Info("guest ended", "guest", name, "reason", o.Reason.String(), "detail", o.Detail)
+		log.Info("guest ended", "reason", o.Reason.String(), "detail", o.Detail)
 		return nil
 	}
 }

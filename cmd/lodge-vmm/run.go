@@ -5,15 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os/signal"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
+	"github.com/lodgehv/lodge/internal/ratelog"
 )
 
 // runGuest is the command "run".
@@ -72,6 +75,14 @@ func restoreGuest(ctx context.Context, e *environment, args []string) error {
 	return serve(ctx, e, def, restored(saved, opt))
 }
 
+// What a guest can have logged: so many lines at once, then one every so often. logLimit bounds how long the end waits for
+// somebody to read the log.
+const (
+	logBurst = 20
+	logEvery = 5 * time.Second
+	logLimit = time.Second
+)
+
 // serve runs a guest with its console and control socket. build makes the first machine.
 func serve(ctx context.Context, e *environment, def *definition.Definition, build func(machine.Config) (*machine.Machine, error)) (err error) {
 	// A goroutine that is woken needs a free P: without spare ones it would wait until the scheduler takes one back
@@ -81,7 +92,13 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 	// The guest outlives whoever reads its console and the log: what is written then is dropped.
 	signal.Ignore(unix.SIGPIPE)
 
-	log := e.log.With("guest", def.Name)
+	limited := ratelog.New(e.log.With("guest", def.Name).Handler(), logBurst, logEvery)
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), logLimit)
+		defer cancel()
+		_ = limited.Close(ctx) // whoever does not read it loses it
+	}()
+	log := slog.New(limited)
 	var serial [2]*serialPort
 	var out [2]io.Writer
 	for i, s := range [2]definition.Serial{def.Serial, def.Serial2} {
@@ -129,5 +146,5 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 	if err != nil {
 		return fmt.Errorf("guest %s: %w", def.Name, err)
 	}
-	return outcomeStatus(e, def.Name, o)
+	return outcomeStatus(slog.New(limited.Unlimited()), o)
 }

@@ -206,7 +206,7 @@ func TestStandardOutput(t *testing.T) {
 			}
 			def := writeDefinition(t, "count")
 			cmd := lodgeVMM(t, "run", def)
-			cmd.Stdout = w
+			cmd.Stdout, cmd.Stderr = w, w
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
