@@ -37,11 +37,17 @@ type guest struct {
 	saving  bool
 }
 
+// ended is the outcome of a guest that this process ends.
+var ended = machine.Outcome{Reason: machine.Closed, Detail: "lodge-vmm was told to end"}
+
 func newGuest(def *definition.Definition, res *resources, log *slog.Logger) *guest {
 	leaving := make(chan struct{})
 	return &guest{def: def, res: res, log: log, started: time.Now(), changed: make(chan struct{}),
 		leaving: leaving, quit: sync.OnceFunc(func() { close(leaving) })}
 }
+
+// rebootEvery is how often a guest may reboot that does so over and over.
+const rebootEvery = time.Second
 
 // run runs the guest until it powers off, or ctx ends. build makes the first machine; those after a reboot are new.
 func (g *guest) run(ctx context.Context, build func(machine.Config) (*machine.Machine, error)) (machine.Outcome, error) {
@@ -54,11 +60,13 @@ func (g *guest) run(ctx context.Context, build func(machine.Config) (*machine.Ma
 		case <-ctx.Done():
 		}
 	}()
+	storm := false
 	for {
 		m, err := build(g.res.config)
 		if err != nil {
 			return machine.Outcome{}, err
 		}
+		began := time.Now()
 		o, err := g.live(ctx, m)
 		if err != nil {
 			return o, err
@@ -70,6 +78,16 @@ func (g *guest) run(ctx context.Context, build func(machine.Config) (*machine.Ma
 		g.mu.Lock()
 		g.reboots++
 		g.mu.Unlock()
+		// A guest that resets at once, over and over, costs the host no more than a machine a second.
+		short := time.Since(began) < rebootEvery
+		if short && storm {
+			select {
+			case <-time.After(rebootEvery - time.Since(began)):
+			case <-ctx.Done():
+				return ended, nil
+			}
+		}
+		storm = short
 		build = machine.New
 	}
 }
@@ -85,7 +103,7 @@ func (g *guest) live(ctx context.Context, m *machine.Machine) (machine.Outcome, 
 		o, err = m.Wait(ctx)
 	}
 	if errors.Is(err, context.Canceled) {
-		o, err = machine.Outcome{Reason: machine.Closed, Detail: "lodge-vmm was told to end"}, nil
+		o, err = ended, nil
 	}
 	g.set(nil, nil)
 	end()

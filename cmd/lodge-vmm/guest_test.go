@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -69,5 +72,60 @@ func TestSaveOnce(t *testing.T) {
 		if !errors.Is(err, errSaved) {
 			t.Errorf("%s: %v, want %v", what, err, errSaved)
 		}
+	}
+}
+
+// A guest that does what is logged, or resets, as fast as it can is logged and rebuilt slowly.
+func TestStorms(t *testing.T) {
+	if !haveKVM() {
+		t.Skip("needs /dev/kvm")
+	}
+	for name, stormy := range map[string]func(log string, s guestStatus) bool{
+		"sleep": func(log string, _ guestStatus) bool { return strings.Contains(log, "lines were dropped") },
+		"reset": func(_ string, s guestStatus) bool { return s.Reboots > 2 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			def := writeDefinition(t, name)
+			cmd := lodgeVMM(t, "run", def)
+			log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer log.Close()
+			cmd.Stderr = log
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(3 * time.Second) // for as much as it can do
+			var s guestStatus
+			if err := call(t.Context(), def, "status", nil, &s, nil); err != nil {
+				t.Fatal(err)
+			}
+			text := func() string {
+				b, err := os.ReadFile(log.Name())
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(b)
+			}
+			if s.Reboots > int(s.Uptime)+2 {
+				t.Errorf("%d reboots in %.1f seconds", s.Reboots, s.Uptime)
+			}
+			if lines := strings.Count(text(), "\n"); lines > logBurst+5 {
+				t.Errorf("%d lines in %.1f seconds:\n%s", lines, s.Uptime, text())
+			}
+			if err := call(t.Context(), def, "quit", nil, nil, nil); err != nil {
+				t.Error(err)
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+			if !stormy(text(), s) {
+				t.Errorf("there was no storm: %+v\n%s", s, text())
+			}
+			if !strings.Contains(text(), "guest ended") {
+				t.Errorf("no word of the guest's end:\n%s", text())
+			}
+		})
 	}
 }
