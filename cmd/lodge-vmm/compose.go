@@ -180,7 +180,7 @@ func openNIC(n definition.NIC, log *slog.Logger) (closableBackend, error) {
 // others adds what a guest has at most one of.
 func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 	if def.Debug != "" {
-		f, err := os.OpenFile(def.Debug, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := openLogFile(def.Debug)
 		if err != nil {
 			return fmt.Errorf("debug console: %w", err)
 		}

@@ -31,7 +31,7 @@ func openSerial(i int, s definition.Serial, e *environment) (*serialPort, error)
 	case "none":
 		return &serialPort{serve: nothing, close: func() error { return nil }}, nil
 	case "file":
-		f, err := os.OpenFile(s.Path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := openLogFile(s.Path)
 		if err != nil {
 			return nil, fmt.Errorf("serial: %w", err)
 		}
