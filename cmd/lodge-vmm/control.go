@@ -11,7 +11,6 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
-	"github.com/lodgehv/lodge/hypervisor/machine"
 )
 
 // guestStatus is the result of the method "status".
@@ -48,21 +47,12 @@ func (g *guest) methods() map[string]control.Handler {
 			return f(ctx, c)
 		}
 	}
-	onMachine := func(f func(*machine.Machine) error) control.Handler {
-		return plain(func(ctx context.Context, _ *control.Call) (any, error) {
-			m, _, err := g.current(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return nil, f(m)
-		})
-	}
 	return map[string]control.Handler{
 		"status":       plain(func(context.Context, *control.Call) (any, error) { return g.status(), nil }),
 		"pause":        plain(func(ctx context.Context, _ *control.Call) (any, error) { return nil, g.pause(ctx) }),
 		"resume":       plain(func(ctx context.Context, _ *control.Call) (any, error) { return nil, g.resume(ctx) }),
-		"power-button": onMachine(func(m *machine.Machine) error { m.PowerButton(); return nil }),
-		"nmi":          onMachine((*machine.Machine).NMI),
+		"power-button": plain(func(ctx context.Context, _ *control.Call) (any, error) { return nil, g.powerButton(ctx) }),
+		"nmi":          plain(func(ctx context.Context, _ *control.Call) (any, error) { return nil, g.nmi(ctx) }),
 		"quit":         plain(func(_ context.Context, c *control.Call) (any, error) { c.After(g.quit); return nil, nil }),
 		"save": func(ctx context.Context, c *control.Call) (any, error) {
 			var p saveParams

@@ -152,6 +152,24 @@ func (g *guest) receive(ctx context.Context, p []byte, to func(life context.Cont
 	return nil
 }
 
+// powerButton presses the machine's power button.
+func (g *guest) powerButton(ctx context.Context) error {
+	m, _, err := g.current(ctx)
+	if err == nil {
+		m.PowerButton()
+	}
+	return err
+}
+
+// nmi sends its first vCPU a non-maskable interrupt.
+func (g *guest) nmi(ctx context.Context) error {
+	m, _, err := g.current(ctx)
+	if err != nil {
+		return err
+	}
+	return m.NMI()
+}
+
 // pause pauses the machine.
 func (g *guest) pause(ctx context.Context) error {
 	return g.setPaused(ctx, (*machine.Machine).Pause, true)

@@ -15,7 +15,8 @@ func usage(w io.Writer) {
 		fmt.Fprintf(w, "  %-15s %s\n", c.name, c.help)
 	}
 	fmt.Fprint(w, `
-GUEST is the definition of a guest (with a control socket in it), or the socket. Ctrl-] leaves a guest's console.
+GUEST is the definition of a guest (with a control socket in it), or the socket. On the terminal of a guest, Ctrl-]
+presses its power button, and Ctrl-] once more switches it off.
 'lodge-vmm COMMAND --help' tells more about one.
 
 exit status: 0 the guest powered off, or the command succeeded; 1 error; 2 wrong usage; 4 the guest crashed;

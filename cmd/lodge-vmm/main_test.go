@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,7 +21,14 @@ import (
 const seabios = "/usr/share/seabios/bios-256k.bin"
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"lodge-vmm": main})
+	testscript.Main(m, map[string]func(){"lodge-vmm": main, "panic-on-terminal": func() {
+		t := terminal{in: os.Stdin}
+		if err := t.raw(); err != nil {
+			panic(err)
+		}
+		go panic("as was asked for")
+		select {}
+	}})
 }
 
 func TestScripts(t *testing.T) {
@@ -49,7 +58,7 @@ func haveKVM() bool {
 }
 
 // The terminal is raw while the guest runs, Ctrl-] leaves, and afterwards the terminal is as it was; so it is when the
-// process is told to end, and when the guest cannot start.
+// process is told to end, or to dump its goroutines, and when the guest cannot start.
 func TestTerminal(t *testing.T) {
 	if !haveKVM() {
 		t.Skip("needs /dev/kvm")
@@ -68,22 +77,28 @@ func TestTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	good, bad := write("good.toml", seabios), write("bad.toml", empty)
+	button, deaf := writeDefinition(t, "button"), writeDefinition(t, "count")
+	typing := func(keys ...byte) func(*os.Process, *os.File) error {
+		return func(_ *os.Process, tty *os.File) error {
+			_, err := tty.Write(keys)
+			return err
+		}
+	}
+	signalling := func(s os.Signal) func(*os.Process, *os.File) error {
+		return func(p *os.Process, _ *os.File) error { return p.Signal(s) }
+	}
 	for name, tc := range map[string]struct {
 		guest string
-		leave func(t *testing.T, p *os.Process, tty *os.File)
+		leave func(p *os.Process, tty *os.File) error
 		code  int
 	}{
-		"escape key": {good, func(t *testing.T, _ *os.Process, tty *os.File) {
-			if _, err := tty.Write([]byte{'x', escape}); err != nil {
-				t.Error(err)
-			}
-		}, exitOK},
-		"signal": {good, func(t *testing.T, p *os.Process, _ *os.File) {
-			if err := p.Signal(unix.SIGTERM); err != nil {
-				t.Error(err)
-			}
-		}, exitOK},
-		"cannot start": {bad, nil, exitError},
+		"power button":   {button, typing(escape), exitOK},
+		"escape key":     {good, typing('x', escape, escape), exitOK},
+		"a deaf guest":   {deaf, typing(append(bytes.Repeat([]byte{'x'}, 3000), escape, escape)...), exitOK},
+		"told to end":    {good, signalling(unix.SIGTERM), exitOK},
+		"terminal hangs": {good, signalling(unix.SIGHUP), exitOK},
+		"told to dump":   {good, signalling(unix.SIGQUIT), -1},
+		"cannot start":   {bad, nil, exitError},
 	} {
 		t.Run(name, func(t *testing.T) {
 			host, terminal := openPTY(t)
@@ -92,6 +107,7 @@ func TestTerminal(t *testing.T) {
 				t.Fatal("the terminal is raw already")
 			}
 			cmd := lodgeVMM(t, "run", tc.guest)
+			cmd.Dir = t.TempDir() // for a core
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
@@ -114,7 +130,9 @@ func TestTerminal(t *testing.T) {
 					}
 					time.Sleep(time.Millisecond)
 				}
-				tc.leave(t, cmd.Process, host)
+				if err := tc.leave(cmd.Process, host); err != nil {
+					t.Error(err)
+				}
 			}
 			err := cmd.Wait()
 			if got := cmd.ProcessState.ExitCode(); got != tc.code {
@@ -129,14 +147,32 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
-// lodgeVMM returns a command that runs this test binary as lodge-vmm. It is killed if it does not end.
+// A panic ends the process by a signal, so that shells put the terminal right.
+func TestPanicOnTerminal(t *testing.T) {
+	_, terminal := openPTY(t)
+	cmd := self(t, "panic-on-terminal")
+	cmd.Dir = t.TempDir() // for a core
+	cmd.Stdin = terminal
+	out, err := cmd.CombinedOutput()
+	if s := cmd.ProcessState.Sys().(syscall.WaitStatus); s.Signal() != unix.SIGABRT || !bytes.Contains(out, []byte("as was asked for")) {
+		t.Errorf("%v, want SIGABRT:\n%s", err, out)
+	}
+}
+
+// lodgeVMM returns a command that runs lodge-vmm. It is killed if it does not end.
 func lodgeVMM(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	return self(t, "lodge-vmm", args...)
+}
+
+// self returns a command that runs this test binary as one of TestMain's programs.
+func self(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	link := filepath.Join(t.TempDir(), "lodge-vmm")
+	link := filepath.Join(t.TempDir(), name)
 	if err := os.Symlink(self, link); err != nil {
 		t.Fatal(err)
 	}

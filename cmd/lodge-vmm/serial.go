@@ -45,13 +45,14 @@ func openSerial(i int, s definition.Serial, e *environment) (*serialPort, error)
 		serve := func(ctx context.Context, g *guest) error { return c.serve(ctx, g.typeOn(i)) }
 		return &serialPort{out: c, serve: serve, close: func() error { return closeOnce(l) }}, nil
 	}
-	t := &terminal{in: e.stdin}
-	if err := t.raw(); err != nil {
-		return nil, err
-	}
-	serve := func(ctx context.Context, g *guest) error { return t.serve(ctx, g.quit, g.typeOn(i)) }
 	out, closeOut := withDeadlines(e.stdout)
-	return &serialPort{out: out, serve: serve, close: func() error { return errors.Join(closeOut(), t.restore()) }}, nil
+	say, closeSay := withDeadlines(e.stderr)
+	t := &terminal{in: e.stdin, err: say}
+	if err := t.raw(); err != nil {
+		return nil, errors.Join(err, closeOut(), closeSay())
+	}
+	serve := func(ctx context.Context, g *guest) error { return t.serve(ctx, g.powerButton, g.quit, g.typeOn(i)) }
+	return &serialPort{out: out, serve: serve, close: func() error { return errors.Join(t.restore(), closeOut(), closeSay()) }}, nil
 }
 
 // typeOn returns a function that types on serial port i, across reboots.
