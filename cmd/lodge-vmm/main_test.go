@@ -147,6 +147,39 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// Under nohup a guest outlives its terminal.
+func TestIgnoredHangup(t *testing.T) {
+	if !haveKVM() {
+		t.Skip("needs /dev/kvm")
+	}
+	def := writeDefinition(t, "echo")
+	vmm := lodgeVMM(t, "run", def)
+	cmd := exec.CommandContext(t.Context(), "sh", append([]string{"-c", `trap "" HUP; exec "$0" "$@"`}, vmm.Args...)...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if err = call(t.Context(), def, "pause", nil, nil, nil); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	if err := cmd.Process.Signal(unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	for _, method := range []string{"resume", "quit"} {
+		if err := call(t.Context(), def, method, nil, nil, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A panic ends the process by a signal, so that shells put the terminal right.
 func TestPanicOnTerminal(t *testing.T) {
 	_, terminal := openPTY(t)
