@@ -30,8 +30,8 @@ import (
 type resources struct {
 	config  machine.Config
 	closers []io.Closer
-	serve   []func(context.Context) error  // what has to run beside the guest, until the context ends
-	balloon atomic.Pointer[balloon.Device] // of the current machine, if it has one
+	serve   []func(context.Context, *guest) error // what has to run beside the guest, until the context ends
+	balloon atomic.Pointer[balloon.Device]        // of the current machine, if it has one
 
 	ignoreDiskChanges bool // of a restored guest: its disks are taken as they are
 }
@@ -187,7 +187,7 @@ func openNIC(n definition.NIC, log *slog.Logger) (closableBackend, error) {
 // others adds what a guest has at most one of.
 func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 	if def.Debug != "" {
-		f, err := os.OpenFile(def.Debug, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := openLogFile(def.Debug)
 		if err != nil {
 			return fmt.Errorf("debug console: %w", err)
 		}
@@ -219,10 +219,11 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 			current.Store(d)
 			return d, nil
 		})
-		r.serve = append(r.serve, func(ctx context.Context) error {
+		r.serve = append(r.serve, func(ctx context.Context, g *guest) error {
 			return host.serve(ctx, func(ctx context.Context, p []byte) error {
-				_, err := current.Load().Receive(ctx, p) // the first machine exists before anyone is served
-				return err
+				return g.receive(ctx, p, func(life context.Context, _ *machine.Machine, p []byte) (int, error) {
+					return current.Load().Receive(life, p) // there is one while there is a machine
+				})
 			})
 		})
 	}

@@ -5,12 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"os/signal"
 	"runtime"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
+	"github.com/lodgehv/lodge/internal/ratelog"
 )
 
 // runGuest is the command "run".
@@ -71,6 +77,14 @@ func restoreGuest(ctx context.Context, e *environment, args []string) error {
 	return serve(ctx, e, def, restored(saved, opt), ignore)
 }
 
+// What a guest can have logged: so many lines at once, then one every so often. logLimit bounds how long the end waits for
+// somebody to read the log.
+const (
+	logBurst = 20
+	logEvery = 5 * time.Second
+	logLimit = time.Second
+)
+
 // ignoreDiskChanges is the flag that has a state restored though a disk was written to since.
 const ignoreDiskChanges = "--ignore-disk-changes"
 
@@ -83,7 +97,16 @@ func serve(
 	// from a vCPU that is in the guest, which may be milliseconds.
 	runtime.GOMAXPROCS(runtime.NumCPU() + def.CPUs)
 
-	log := e.log.With("guest", def.Name)
+	// The guest outlives whoever reads its console and the log: what is written then is dropped.
+	signal.Ignore(unix.SIGPIPE)
+
+	limited := ratelog.New(e.log.With("guest", def.Name).Handler(), logBurst, logEvery)
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), logLimit)
+		defer cancel()
+		_ = limited.Close(ctx) // whoever does not read it loses it
+	}()
+	log := slog.New(limited)
 	var serial [2]*serialPort
 	var out [2]io.Writer
 	for i, s := range [2]definition.Serial{def.Serial, def.Serial2} {
@@ -126,16 +149,11 @@ func serve(
 		background("control", func() error { return server.Serve(ctx, l) })
 	}
 	for _, f := range res.serve {
-		background("device", func() error {
-			if _, _, err := g.current(ctx); err != nil {
-				return nil // it never had a machine
-			}
-			return f(ctx)
-		})
+		background("device", func() error { return f(ctx, g) })
 	}
 	o, err := g.run(ctx, build)
 	if err != nil {
 		return fmt.Errorf("guest %s: %w", def.Name, err)
 	}
-	return outcomeStatus(e, def.Name, o)
+	return outcomeStatus(slog.New(limited.Unlimited()), o)
 }
