@@ -19,7 +19,8 @@ import (
 const (
 	hostileRounds = 8
 	hostileLimit  = 60 * time.Second
-	hostileMin    = 1 // rounds without which the test says nothing: a guest may well bring itself to a halt
+	hostileMin    = 1                // rounds without which the test says nothing: a guest may well bring itself to a halt
+	hostilePause  = 10 * time.Second // for which the neighbour may stand still beyond what the notebook, whose host may be busy, does
 )
 
 // testHostile runs a guest beside guest i386 whose init is the program hostile. Its VMM may run on, or end as it does when
@@ -29,7 +30,7 @@ func (l *lab) testHostile(ctx context.Context, t *testing.T) {
 	l.shell(ctx, t, "cd /tools/bin && echo hostile | cpio -o -H newc >/run/hostile.cpio && truncate -s 64M /run/hostile.img")
 	g, err := l.host.Start(ctx, guest.Config{
 		Name: "hostile", Arch: "amd64", MemoryMB: 128, CID: 12, Initrd: "/run/hostile.cpio", Disk: "/run/hostile.img",
-		Cmdline: fmt.Sprintf("rdinit=/hostile lodge.rounds=%d", hostileRounds),
+		Cmdline: fmt.Sprintf("rdinit=/hostile loglevel=1 lodge.rounds=%d", hostileRounds), // what its kernel has to say takes most of its time
 		Extra:   l.lan.NIC() + "[console]\npath = \"/run/hostile.console\"\n", Flags: "balloon = true",
 	})
 	if err != nil {
@@ -38,7 +39,7 @@ func (l *lab) testHostile(ctx context.Context, t *testing.T) {
 	if _, err := g.Await(ctx, 0, regexp.MustCompile(`hostile: seed \d+`)); err != nil {
 		t.Fatal(err)
 	}
-	counting := startCounting(ctx, t, neighbour)
+	counting, control := startCounting(t, neighbour.agent), startCounting(t, l.nb.Client)
 	m := &vm{Guest: g}
 	pid := m.status(ctx, t).PID
 	resident := int64(0)
@@ -57,15 +58,16 @@ func (l *lab) testHostile(ctx context.Context, t *testing.T) {
 	}
 	text := g.Console()
 	rounds := strings.Count(text, "hostile: round")
-	t.Logf("%d rounds, at most %d MiB resident, the neighbour's longest pause %v", rounds, resident>>20, counting.stop())
+	pause, whole := counting.stop(), control.stop()
+	t.Logf("%d rounds, at most %d MiB resident, the neighbour's longest pause %v, the notebook's own %v", rounds, resident>>20, pause, whole)
 	if rounds < hostileMin || strings.Contains(text, "hostile: failed") {
 		t.Errorf("there was not much of an attack: %d rounds", rounds)
 	}
 	if resident > 128<<20+64<<20 {
 		t.Errorf("the VMM of a guest of 128 MiB has grown to %d MiB", resident>>20)
 	}
-	if p := counting.stop(); p > 10*time.Second {
-		t.Errorf("the neighbour stood still for %v", p)
+	if pause-whole > hostilePause {
+		t.Errorf("the neighbour stood still for %v, the notebook itself for %v", pause, whole)
 	}
 	l.endHostile(ctx, t, m)
 	if text := g.Console(); strings.Contains(text, "panic: ") && strings.Contains(text, "goroutine ") || strings.Contains(text, "fatal error: ") {
@@ -97,7 +99,7 @@ func (l *lab) endHostile(ctx context.Context, t *testing.T, m *vm) {
 	}
 }
 
-// counting follows a guest's counter.
+// counting follows a counter.
 type counting struct {
 	proc    *rpc.Process
 	longest chan time.Duration
@@ -105,11 +107,11 @@ type counting struct {
 	stopped bool
 }
 
-// startCounting starts a counter in the guest, whose lines are timed as they arrive.
-func startCounting(ctx context.Context, t *testing.T, m *vm) *counting {
+// startCounting starts a counter where an agent is, whose lines are timed as they arrive.
+func startCounting(t *testing.T, agent *rpc.Client) *counting {
 	t.Helper()
 	out, in := io.Pipe()
-	p, err := m.agent.Start(rpc.Cmd{Args: []string{rpc.Self, "counter"}, Stdout: in})
+	p, err := agent.Start(rpc.Cmd{Args: []string{rpc.Self, "counter"}, Stdout: in})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +143,7 @@ func (c *counting) stop() time.Duration {
 		if c.proc.Kill() == nil {
 			c.result = <-c.longest
 		} else {
-			c.result = time.Hour // its guest is gone
+			c.result = time.Hour // its machine is gone
 		}
 	}
 	return c.result

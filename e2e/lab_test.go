@@ -21,11 +21,12 @@ var names = []string{"amd64", "i386"}
 
 // lab is the notebook with the guests' networks and the guests.
 type lab struct {
-	nb   *notebook.Notebook
-	host *guest.Host
-	lan  *guest.Network // both guests are on it
-	tap  string         // web server on the tap device of guest amd64, as a URL
-	vms  map[string]*vm
+	nb    *notebook.Notebook
+	host  *guest.Host
+	lan   *guest.Network // both guests are on it
+	tap   string         // web server on the tap device of guest amd64, as a URL
+	passt string         // web server behind the passt of guest i386, as a URL
+	vms   map[string]*vm
 }
 
 // vm is a running guest with a connection to its agent.
@@ -49,6 +50,7 @@ func TestGuests(t *testing.T) {
 		{"lspci", (*lab).testLSPCI},
 		{"netstack", (*lab).testNetstack},
 		{"tap", (*lab).testTap},
+		{"passt", (*lab).testPasst},
 		{"ping", (*lab).testPing},
 		{"vsock", (*lab).testVsock},
 		{"one disk for one guest", (*lab).testOneDisk},
@@ -113,6 +115,9 @@ func newLab(t *testing.T) *lab {
 	if l.tap, err = startTap(ctx, l.host); err != nil {
 		t.Fatal(err)
 	}
+	if l.passt, err = startPasst(ctx, l.host); err != nil {
+		t.Fatal(err)
+	}
 	return l
 }
 
@@ -139,13 +144,16 @@ func (l *lab) explain(t *testing.T) {
 	}
 }
 
-// config describes the guests: both are on the network of netstack, and guest amd64 has a card at a tap device beside.
+// config describes the guests: both are on the network of netstack, and each has a card beside, guest amd64 at a tap device
+// and guest i386 at passt.
 func (l *lab) config(name string) guest.Config {
 	c := guest.Config{Name: name, Arch: name, CPUs: 1, CID: 11, Extra: l.lan.NIC(), Flags: "balloon = true"}
+	card := fmt.Sprintf("socket = %q", passtSocket)
 	if name == "amd64" {
 		c.CPUs, c.CID = 2, 10
-		c.Extra += "[[nic]]\nname = \"direct\"\ntap = \"" + tapName + "\"\n"
+		card = fmt.Sprintf("tap = %q", tapName)
 	}
+	c.Extra += "[[nic]]\nname = \"direct\"\n" + card + "\n"
 	return c
 }
 

@@ -34,6 +34,28 @@ func startTap(ctx context.Context, h *guest.Host) (string, error) {
 	return "http://" + strings.TrimPrefix(ready, "ready "), err
 }
 
+// passt in the notebook serves guest i386's second card. Its gateway is the notebook's loopback.
+const (
+	passtGuest   = "10.9.0.2"
+	passtGateway = "10.9.0.1"
+	passtSocket  = "/tmp/passt.sock" // where its user, nobody, may make it
+)
+
+// startPasst starts passt, and a web server on the notebook's loopback, whose URL for the guest it returns.
+func startPasst(ctx context.Context, h *guest.Host) (string, error) {
+	_, _, err := guest.StartServer(ctx, h.Client, "passt", "-f", "-e", "-4", "--runas", "65534", "-s", passtSocket,
+		"-i", tapName, "-a", passtGuest, "-n", "24", "-g", passtGateway, "-D", "none")
+	if err != nil {
+		return "", err
+	}
+	// It says more than one thing before it listens.
+	if _, err := h.Shell(ctx, "until [ -S "+passtSocket+" ]; do usleep 50000; done"); err != nil {
+		return "", err
+	}
+	_, ready, err := guest.StartServer(ctx, h.Client, h.Agent, "http", "127.0.0.1:0")
+	return "http://" + passtGateway + ":" + ready[strings.LastIndexByte(ready, ':')+1:], err
+}
+
 // address waits for the guest's IPv4 address on a card and returns it.
 func (m *vm) address(ctx context.Context, t *testing.T, card string) string {
 	t.Helper()
@@ -83,6 +105,14 @@ func (l *lab) testTap(ctx context.Context, t *testing.T) {
 			}
 		}
 	}
+}
+
+func (l *lab) testPasst(ctx context.Context, t *testing.T) {
+	m := l.guest(ctx, t, "i386")
+	if a := m.address(ctx, t, "eth1"); a != passtGuest {
+		t.Errorf("address %s, want passt's %s", a, passtGuest)
+	}
+	m.download(ctx, t, l.passt, body)
 }
 
 func (l *lab) testPing(ctx context.Context, t *testing.T) {

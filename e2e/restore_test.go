@@ -20,6 +20,7 @@ func (l *lab) testRestore(ctx context.Context, t *testing.T) {
 	}{
 		{"amd64 private", "amd64", false, nil},
 		{"amd64 shared", "amd64", true, []string{"--shared"}},
+		{"i386 private", "i386", false, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) { l.saveAndRestore(ctx, t, c.guest, c.stop, c.flags...) })
 	}
@@ -80,9 +81,7 @@ func (l *lab) saveAndRestore(ctx context.Context, t *testing.T, name string, sto
 	m.counted(ctx, t, m.counted(ctx, t, 0)+10)
 	l.checkClock(ctx, t, m)
 	m.download(ctx, t, l.lan.URL, body)
-	if name == "amd64" {
-		m.download(ctx, t, l.tap, body)
-	}
+	m.download(ctx, t, map[string]string{"amd64": l.tap, "i386": l.passt}[name], body)
 	if got := m.shell(ctx, t, "/usr/lib/lodge/agent sum /root/data "+dataSize); got != sum {
 		t.Errorf("data written before: sum %s, want %s", got, sum)
 	}

@@ -12,8 +12,6 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
-	"github.com/lodgehv/lodge/hypervisor/mem"
-	"github.com/lodgehv/lodge/hypervisor/snap"
 )
 
 // call calls one method of a guest.
@@ -55,8 +53,16 @@ func status(ctx context.Context, e *environment, args []string) error {
 	if asJSON {
 		return json.NewEncoder(e.stdout).Encode(s)
 	}
-	fmt.Fprintf(e.stdout, "name     %s\nstate    %s\nuptime   %.0f s\ncpus     %d\nmemory   %v\nreboots  %d\nprocess  %d\n",
-		s.Name, s.State, s.Uptime, s.CPUs, definition.Size(s.Memory), s.Reboots, s.PID)
+	fmt.Fprintf(e.stdout, "name     %s\nuuid     %s\nstate    %s\nuptime   %.0f s\ncpus     %d\nmemory   %v\n",
+		s.Name, s.UUID, s.State, s.Uptime, s.CPUs, definition.Size(s.Memory))
+	if b := s.Balloon; b != nil {
+		fmt.Fprintf(e.stdout, "balloon  %v", definition.Size(b.Actual))
+		if b.Available != 0 {
+			fmt.Fprintf(e.stdout, " (the guest has %d MiB available, %d MiB free)", b.Available>>20, b.Free>>20)
+		}
+		fmt.Fprintln(e.stdout)
+	}
+	fmt.Fprintf(e.stdout, "reboots  %d\nprocess  %d\n", s.Reboots, s.PID)
 	return nil
 }
 
@@ -113,12 +119,13 @@ func check(ctx context.Context, e *environment, args []string) error {
 		}
 		return def.CheckHost(args[0])
 	}
-	if _, err := machine.OpenSaved(args[0]); err != nil {
+	saved, err := machine.OpenSaved(args[0])
+	if err != nil {
 		return err
 	}
 	bar := newProgress(e.stderr, "checking")
 	defer bar.end()
-	return mem.VerifyFile(ctx, filepath.Join(args[0], snap.RAMName), bar.set)
+	return saved.Verify(ctx, bar.set)
 }
 
 // extractKernel is the command "extract-kernel".

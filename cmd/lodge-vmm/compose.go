@@ -15,6 +15,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/boot"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/kvm"
+	"github.com/lodgehv/lodge/hypervisor/legacy"
 	"github.com/lodgehv/lodge/hypervisor/machine"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
 	"github.com/lodgehv/lodge/hypervisor/virtio/balloon"
@@ -29,8 +30,10 @@ import (
 type resources struct {
 	config  machine.Config
 	closers []io.Closer
-	serve   []func(context.Context) error  // what has to run beside the guest, until the context ends
-	balloon atomic.Pointer[balloon.Device] // of the current machine, if it has one
+	serve   []func(context.Context, *guest) error // what has to run beside the guest, until the context ends
+	balloon atomic.Pointer[balloon.Device]        // of the current machine, if it has one
+
+	ignoreDiskChanges bool // of a restored guest: its disks are taken as they are
 }
 
 // Close closes everything, the last opened first.
@@ -50,6 +53,7 @@ func (r *resources) opened(c io.Closer) { r.closers = append(r.closers, c) }
 func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) (r *resources, err error) {
 	r = &resources{config: machine.Config{
 		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Serial: serial, Log: log,
+		Battery: new(legacy.Battery),
 	}}
 	defer func() {
 		if err != nil {
@@ -116,7 +120,10 @@ func (r *resources) disks(def *definition.Definition, log *slog.Logger) error {
 		}
 		r.opened(f)
 		r.add("blk."+k.Name, func() (virtio.Device, error) {
-			return blk.New(blk.Config{Name: k.Name, File: f, ReadOnly: k.ReadOnly, Direct: k.Direct, Serial: k.Serial, Log: log})
+			return blk.New(blk.Config{
+				Name: k.Name, File: f, ReadOnly: k.ReadOnly, Direct: k.Direct, Serial: k.Serial, Log: log,
+				IgnoreChanges: r.ignoreDiskChanges,
+			})
 		})
 	}
 	return nil
@@ -180,7 +187,7 @@ func openNIC(n definition.NIC, log *slog.Logger) (closableBackend, error) {
 // others adds what a guest has at most one of.
 func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 	if def.Debug != "" {
-		f, err := os.OpenFile(def.Debug, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := openLogFile(def.Debug)
 		if err != nil {
 			return fmt.Errorf("debug console: %w", err)
 		}
@@ -193,7 +200,9 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 	if def.Balloon {
 		r.add("balloon", func() (virtio.Device, error) {
 			b := balloon.New(log)
-			r.balloon.Store(b)
+			if before := r.balloon.Swap(b); before != nil {
+				b.SetTarget(before.Target()) // the host's wish outlives the guest's reboot
+			}
 			return b, nil
 		})
 	}
@@ -210,10 +219,11 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 			current.Store(d)
 			return d, nil
 		})
-		r.serve = append(r.serve, func(ctx context.Context) error {
+		r.serve = append(r.serve, func(ctx context.Context, g *guest) error {
 			return host.serve(ctx, func(ctx context.Context, p []byte) error {
-				_, err := current.Load().Receive(ctx, p) // the first machine exists before anyone is served
-				return err
+				return g.receive(ctx, p, func(life context.Context, _ *machine.Machine, p []byte) (int, error) {
+					return current.Load().Receive(life, p) // there is one while there is a machine
+				})
 			})
 		})
 	}

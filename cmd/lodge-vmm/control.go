@@ -11,7 +11,6 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
-	"github.com/lodgehv/lodge/hypervisor/machine"
 )
 
 // guestStatus is the result of the method "status".
@@ -40,30 +39,21 @@ type balloonParams struct {
 
 // methods are what the control socket offers; docs/control.md describes them.
 func (g *guest) methods() map[string]control.Handler {
-	plain := func(f func(context.Context) (any, error)) control.Handler {
+	plain := func(f func(context.Context, *control.Call) (any, error)) control.Handler {
 		return func(ctx context.Context, c *control.Call) (any, error) {
 			if err := c.Params(&struct{}{}); err != nil {
 				return nil, err
 			}
-			return f(ctx)
+			return f(ctx, c)
 		}
 	}
-	onMachine := func(f func(*machine.Machine) error) control.Handler {
-		return plain(func(ctx context.Context) (any, error) {
-			m, _, err := g.current(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return nil, f(m)
-		})
-	}
 	return map[string]control.Handler{
-		"status":       plain(func(context.Context) (any, error) { return g.status(), nil }),
-		"pause":        onMachine((*machine.Machine).Pause),
-		"resume":       onMachine((*machine.Machine).Resume),
-		"power-button": onMachine(func(m *machine.Machine) error { m.PowerButton(); return nil }),
-		"nmi":          onMachine((*machine.Machine).NMI),
-		"quit":         plain(func(context.Context) (any, error) { g.quit(); return nil, nil }),
+		"status":       plain(func(context.Context, *control.Call) (any, error) { return g.status(), nil }),
+		"pause":        plain(func(ctx context.Context, _ *control.Call) (any, error) { return nil, g.pause(ctx) }),
+		"resume":       plain(func(ctx context.Context, _ *control.Call) (any, error) { return nil, g.resume(ctx) }),
+		"power-button": plain(func(ctx context.Context, _ *control.Call) (any, error) { return nil, g.powerButton(ctx) }),
+		"nmi":          plain(func(ctx context.Context, _ *control.Call) (any, error) { return nil, g.nmi(ctx) }),
+		"quit":         plain(func(_ context.Context, c *control.Call) (any, error) { c.After(g.quit); return nil, nil }),
 		"save": func(ctx context.Context, c *control.Call) (any, error) {
 			var p saveParams
 			if err := c.Params(&p); err != nil {
@@ -72,7 +62,13 @@ func (g *guest) methods() map[string]control.Handler {
 			if !filepath.IsAbs(p.Dir) {
 				return nil, &control.Error{Code: control.CodeBadRequest, Message: fmt.Sprintf("dir %q: give an absolute path", p.Dir)}
 			}
-			return nil, g.save(ctx, p.Dir, p.Stop, c.Progress)
+			if err := g.save(ctx, p.Dir, p.Stop, c.Progress); err != nil {
+				return nil, err
+			}
+			if p.Stop {
+				c.After(g.quit)
+			}
+			return nil, nil
 		},
 		"balloon": func(_ context.Context, c *control.Call) (any, error) {
 			var p balloonParams

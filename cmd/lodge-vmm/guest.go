@@ -20,32 +20,53 @@ type guest struct {
 	res *resources
 	log *slog.Logger
 
+	started time.Time
+
+	leaving chan struct{} // closed by quit
+	quit    func()        // ends run
+
+	command sync.Mutex // held while the guest is paused, resumed or saved, which takes long; before mu
+	saved   bool       // and to run no more; with command
+
 	mu      sync.Mutex
 	machine *machine.Machine // nil between two
 	life    context.Context  // ends with machine
 	changed chan struct{}    // closed and replaced when machine changes
-	started time.Time
 	reboots int
+	paused  bool // machine is
 	saving  bool
-	leave   context.CancelFunc // ends run
 }
 
+// ended is the outcome of a guest that this process ends.
+var ended = machine.Outcome{Reason: machine.Closed, Detail: "lodge-vmm was told to end"}
+
 func newGuest(def *definition.Definition, res *resources, log *slog.Logger) *guest {
-	return &guest{def: def, res: res, log: log, changed: make(chan struct{}), started: time.Now()}
+	leaving := make(chan struct{})
+	return &guest{def: def, res: res, log: log, started: time.Now(), changed: make(chan struct{}),
+		leaving: leaving, quit: sync.OnceFunc(func() { close(leaving) })}
 }
+
+// rebootEvery is how often a guest may reboot that does so over and over.
+const rebootEvery = time.Second
 
 // run runs the guest until it powers off, or ctx ends. build makes the first machine; those after a reboot are new.
 func (g *guest) run(ctx context.Context, build func(machine.Config) (*machine.Machine, error)) (machine.Outcome, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	g.mu.Lock()
-	g.leave = cancel
-	g.mu.Unlock()
+	go func() {
+		select {
+		case <-g.leaving:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	storm := false
 	for {
 		m, err := build(g.res.config)
 		if err != nil {
 			return machine.Outcome{}, err
 		}
+		began := time.Now()
 		o, err := g.live(ctx, m)
 		if err != nil {
 			return o, err
@@ -57,6 +78,16 @@ func (g *guest) run(ctx context.Context, build func(machine.Config) (*machine.Ma
 		g.mu.Lock()
 		g.reboots++
 		g.mu.Unlock()
+		// A guest that resets at once, over and over, costs the host no more than a machine a second.
+		short := time.Since(began) < rebootEvery
+		if short && storm {
+			select {
+			case <-time.After(rebootEvery - time.Since(began)):
+			case <-ctx.Done():
+				return ended, nil
+			}
+		}
+		storm = short
 		build = machine.New
 	}
 }
@@ -72,7 +103,7 @@ func (g *guest) live(ctx context.Context, m *machine.Machine) (machine.Outcome, 
 		o, err = m.Wait(ctx)
 	}
 	if errors.Is(err, context.Canceled) {
-		o, err = machine.Outcome{Reason: machine.Closed, Detail: "lodge-vmm was told to end"}, nil
+		o, err = ended, nil
 	}
 	g.set(nil, nil)
 	end()
@@ -82,7 +113,7 @@ func (g *guest) live(ctx context.Context, m *machine.Machine) (machine.Outcome, 
 func (g *guest) set(m *machine.Machine, life context.Context) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.machine, g.life = m, life
+	g.machine, g.life, g.paused = m, life, false
 	close(g.changed)
 	g.changed = make(chan struct{})
 }
@@ -104,18 +135,15 @@ func (g *guest) current(ctx context.Context) (*machine.Machine, context.Context,
 	}
 }
 
-// receive types p on serial port i, across reboots.
-func (g *guest) receive(ctx context.Context, i int, p []byte) error {
+// receive types p on a device, across reboots. to gives it to that of machine m and returns how much it took before life
+// ended.
+func (g *guest) receive(ctx context.Context, p []byte, to func(life context.Context, m *machine.Machine, p []byte) (int, error)) error {
 	for len(p) > 0 {
 		m, life, err := g.current(ctx)
 		if err != nil {
 			return err
 		}
-		port := m.Serial(i)
-		if port == nil {
-			return nil
-		}
-		n, err := port.Receive(life, p)
+		n, err := to(life, m, p)
 		p = p[n:]
 		if err != nil && ctx.Err() != nil {
 			return ctx.Err()
@@ -124,8 +152,72 @@ func (g *guest) receive(ctx context.Context, i int, p []byte) error {
 	return nil
 }
 
-// save saves the guest to dir and, with stop, ends it without letting it run on.
+// powerButton presses the machine's power button.
+func (g *guest) powerButton(ctx context.Context) error {
+	m, _, err := g.current(ctx)
+	if err == nil {
+		m.PowerButton()
+	}
+	return err
+}
+
+// nmi sends its first vCPU a non-maskable interrupt.
+func (g *guest) nmi(ctx context.Context) error {
+	m, _, err := g.current(ctx)
+	if err != nil {
+		return err
+	}
+	return m.NMI()
+}
+
+// pause pauses the machine.
+func (g *guest) pause(ctx context.Context) error {
+	return g.setPaused(ctx, (*machine.Machine).Pause, true)
+}
+
+// resume lets it run again.
+func (g *guest) resume(ctx context.Context) error {
+	return g.setPaused(ctx, (*machine.Machine).Resume, false)
+}
+
+var errSaved = errors.New("the guest was saved and ends")
+
+func (g *guest) setPaused(ctx context.Context, do func(*machine.Machine) error, paused bool) error {
+	g.command.Lock()
+	defer g.command.Unlock()
+	if g.saved {
+		return errSaved
+	}
+	m, _, err := g.current(ctx)
+	if err != nil {
+		return err
+	}
+	if err := do(m); err != nil {
+		return err
+	}
+	g.notePaused(m, paused)
+	return nil
+}
+
+func (g *guest) notePaused(m *machine.Machine, paused bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.machine == m {
+		g.paused = paused
+	}
+}
+
+// save saves the guest to dir. With stop it does not run again: the caller quits.
 func (g *guest) save(ctx context.Context, dir string, stop bool, progress mem.Progress) error {
+	if !g.beginSaving() {
+		return errors.New("the guest is being saved already: wait for that")
+	}
+	defer g.endSaving()
+	g.command.Lock()
+	defer g.command.Unlock()
+	if g.saved {
+		return errSaved
+	}
 	m, _, err := g.current(ctx)
 	if err != nil {
 		return err
@@ -134,54 +226,51 @@ func (g *guest) save(ctx context.Context, dir string, stop bool, progress mem.Pr
 	if err != nil {
 		return err
 	}
-	g.setSaving(true)
-	defer g.setSaving(false)
-	if stop {
-		wasRunning := m.Running()
-		if err := m.Pause(); err != nil {
-			return err
-		}
-		if err := m.Save(ctx, dir, def, progress); err != nil {
-			if wasRunning {
-				err = errors.Join(err, m.Resume())
-			}
-			return err
-		}
-		g.quit()
-		return nil
+	if !stop {
+		return m.Save(ctx, dir, def, progress)
 	}
-	return m.Save(ctx, dir, def, progress)
+	wasRunning := m.Running()
+	if err := m.Pause(); err != nil {
+		return err
+	}
+	if err := m.Save(ctx, dir, def, progress); err != nil {
+		if wasRunning {
+			err = errors.Join(err, m.Resume())
+		}
+		return err
+	}
+	g.saved = true
+	g.notePaused(m, true)
+	return nil
 }
 
-// quit ends run.
-func (g *guest) quit() {
+func (g *guest) beginSaving() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.leave != nil {
-		g.leave()
-	}
+	was := g.saving
+	g.saving = true
+	return !was
 }
 
-func (g *guest) setSaving(saving bool) {
+func (g *guest) endSaving() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.saving = saving
+	g.saving = false
 }
 
-// state names what the guest does. It does not wait for a save.
+// state names what the guest does. It asks not the machine, which answers only after a save.
 func (g *guest) state() string {
 	g.mu.Lock()
-	m, saving := g.machine, g.saving
-	g.mu.Unlock()
+	defer g.mu.Unlock()
 	switch {
-	case m == nil:
+	case g.machine == nil:
 		return "starting"
-	case saving:
+	case g.saving:
 		return "saving"
-	case m.Running():
-		return "running"
+	case g.paused:
+		return "paused"
 	}
-	return "paused"
+	return "running"
 }
 
 // restored returns a builder of the machine that was saved in s.

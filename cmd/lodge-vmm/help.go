@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 )
 
@@ -15,7 +16,8 @@ func usage(w io.Writer) {
 		fmt.Fprintf(w, "  %-15s %s\n", c.name, c.help)
 	}
 	fmt.Fprint(w, `
-GUEST is the definition of a guest (with a control socket in it), or the socket. Ctrl-] leaves a guest's console.
+GUEST is the definition of a guest (with a control socket in it), or the socket. On the terminal of a guest, Ctrl-]
+presses its power button, and Ctrl-] once more switches it off.
 'lodge-vmm COMMAND --help' tells more about one.
 
 exit status: 0 the guest powered off, or the command succeeded; 1 error; 2 wrong usage; 4 the guest crashed;
@@ -23,30 +25,56 @@ a guest that writes v to the debug-exit port makes it 2v+1.
 `)
 }
 
-// completion prints a script that completes the commands, and files after them.
+// flagsOf returns the flags of a command, as its synopsis names them.
+func flagsOf(c command) []string {
+	return append(regexp.MustCompile(`--[a-z-]+`).FindAllString(c.args, -1), "--help")
+}
+
+// completion prints a script that completes the commands, and their flags and files after them.
 func completion(_ context.Context, e *environment, args []string) error {
 	if len(args) != 1 {
 		return usagef("want one shell")
 	}
-	var names, fish strings.Builder
+	var names, cases, fish strings.Builder
 	for _, c := range commands() {
+		flags := flagsOf(c)
 		fmt.Fprintf(&names, "%s ", c.name)
+		fmt.Fprintf(&cases, "\t%s) flags='%s' ;;\n", c.name, strings.Join(flags, " "))
 		fmt.Fprintf(&fish, "complete -c lodge-vmm -n __fish_use_subcommand -f -a %s -d '%s'\n", c.name, strings.ReplaceAll(c.help, "'", `\'`))
+		for _, f := range flags {
+			fmt.Fprintf(&fish, "complete -c lodge-vmm -n '__fish_seen_subcommand_from %s' -l %s\n", c.name, strings.TrimPrefix(f, "--"))
+		}
 	}
 	list := strings.TrimSpace(names.String())
 	switch args[0] {
 	case "bash":
 		fmt.Fprintf(e.stdout, `_lodge_vmm() {
+	local flags=
+	case ${COMP_WORDS[1]} in
+%s	esac
 	if [ "$COMP_CWORD" = 1 ]; then
 		COMPREPLY=($(compgen -W "%s" -- "$2"))
+	elif [[ $2 = -* ]]; then
+		COMPREPLY=($(compgen -W "$flags" -- "$2"))
 	else
 		COMPREPLY=($(compgen -f -- "$2"))
 	fi
 }
 complete -o filenames -F _lodge_vmm lodge-vmm
-`, list)
+`, cases.String(), list)
 	case "zsh":
-		fmt.Fprintf(e.stdout, "#compdef lodge-vmm\nif (( CURRENT == 2 )); then compadd %s; else _files; fi\n", list)
+		fmt.Fprintf(e.stdout, `#compdef lodge-vmm
+local flags=
+case ${words[2]} in
+%sesac
+if (( CURRENT == 2 )); then
+	compadd %s
+elif [[ $PREFIX = -* ]]; then
+	compadd -- ${=flags}
+else
+	_files
+fi
+`, cases.String(), list)
 	case "fish":
 		fmt.Fprint(e.stdout, fish.String())
 	default:

@@ -35,8 +35,8 @@ type command struct {
 
 func commands() []command {
 	return []command{
-		{"run", "[--restore DIR] GUEST.toml", "run a guest until it powers off", runGuest},
-		{"restore", "[--shared] DIR", "run a guest from a saved state", restoreGuest},
+		{"run", "[--restore DIR [--ignore-disk-changes]] GUEST.toml", "run a guest until it powers off", runGuest},
+		{"restore", "[--shared] [--ignore-disk-changes] DIR", "run a guest from a saved state", restoreGuest},
 		{"check", "GUEST.toml | DIR", "validate a definition, or every byte of a saved state", check},
 		{"status", "[--json] GUEST", "tell how a running guest is", status},
 		{"pause", "GUEST", "pause a running guest", simple("pause")},
@@ -72,7 +72,13 @@ type exitStatus int
 func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
+	end := []os.Signal{unix.SIGTERM}
+	for _, s := range []os.Signal{unix.SIGINT, unix.SIGHUP} {
+		if !signal.Ignored(s) { // as by nohup
+			end = append(end, s)
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), end...)
 	defer stop()
 	e := &environment{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
@@ -151,15 +157,15 @@ func flags(args []string, known map[string]*bool) (rest []string, err error) {
 }
 
 // outcomeStatus says how a guest ended, and turns it into the command's result.
-func outcomeStatus(e *environment, name string, o machine.Outcome) error {
+func outcomeStatus(log *slog.Logger, o machine.Outcome) error {
 	switch o.Reason {
 	case machine.Crashed:
-		e.log.Error("guest crashed", "guest", name, "detail", o.Detail, "err", o.Err)
+		log.Error("guest crashed", "detail", o.Detail, "err", o.Err)
 		return exitStatus(exitCrashed)
 	case machine.DebugExit:
 		return exitStatus(o.Code)
 	default:
-		e.log.Info("guest ended", "guest", name, "reason", o.Reason.String(), "detail", o.Detail)
+		log.Info("guest ended", "reason", o.Reason.String(), "detail", o.Detail)
 		return nil
 	}
 }

@@ -2,12 +2,15 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,7 +21,14 @@ import (
 const seabios = "/usr/share/seabios/bios-256k.bin"
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"lodge-vmm": main})
+	testscript.Main(m, map[string]func(){"lodge-vmm": main, "panic-on-terminal": func() {
+		t := terminal{in: os.Stdin}
+		if err := t.raw(); err != nil {
+			panic(err)
+		}
+		go panic("as was asked for")
+		select {}
+	}})
 }
 
 func TestScripts(t *testing.T) {
@@ -26,6 +36,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("SEABIOS", seabios)
+			e.Values[connsKey{}] = map[string]net.Conn{}
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -34,38 +45,7 @@ func TestScripts(t *testing.T) {
 			}
 			return haveKVM(), nil
 		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			// await FILE [TEXT] waits until the file exists and, if a text is given, holds it.
-			"await": func(ts *testscript.TestScript, neg bool, args []string) {
-				if neg || len(args) < 1 || len(args) > 2 {
-					ts.Fatalf("usage: await FILE [TEXT]")
-				}
-				path := ts.MkAbs(args[0])
-				deadline := time.Now().Add(time.Minute)
-				for {
-					_, err := os.Stat(path)
-					var b []byte
-					if err == nil && len(args) == 2 {
-						b, err = os.ReadFile(path)
-					}
-					if err == nil && (len(args) == 1 || bytes.Contains(b, []byte(args[1]))) {
-						return
-					}
-					if time.Now().After(deadline) {
-						ts.Fatalf("%s: not as awaited (%v): %s", args, err, b)
-					}
-					time.Sleep(10 * time.Millisecond)
-				}
-			},
-			// damage FILE changes a byte in the middle of the file.
-			"damage": func(ts *testscript.TestScript, neg bool, args []string) {
-				path := ts.MkAbs(args[0])
-				b, err := os.ReadFile(path)
-				ts.Check(err)
-				b[len(b)/2] ^= 0xff
-				ts.Check(os.WriteFile(path, b, 0o600))
-			},
-		},
+		Cmds: scriptCommands,
 	})
 }
 
@@ -78,7 +58,7 @@ func haveKVM() bool {
 }
 
 // The terminal is raw while the guest runs, Ctrl-] leaves, and afterwards the terminal is as it was; so it is when the
-// process is told to end, and when the guest cannot start.
+// process is told to end, or to dump its goroutines, and when the guest cannot start.
 func TestTerminal(t *testing.T) {
 	if !haveKVM() {
 		t.Skip("needs /dev/kvm")
@@ -97,26 +77,28 @@ func TestTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	good, bad := write("good.toml", seabios), write("bad.toml", empty)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
+	button, deaf := writeDefinition(t, "button"), writeDefinition(t, "count")
+	typing := func(keys ...byte) func(*os.Process, *os.File) error {
+		return func(_ *os.Process, tty *os.File) error {
+			_, err := tty.Write(keys)
+			return err
+		}
+	}
+	signalling := func(s os.Signal) func(*os.Process, *os.File) error {
+		return func(p *os.Process, _ *os.File) error { return p.Signal(s) }
 	}
 	for name, tc := range map[string]struct {
 		guest string
-		leave func(t *testing.T, p *os.Process, tty *os.File)
+		leave func(p *os.Process, tty *os.File) error
 		code  int
 	}{
-		"escape key": {good, func(t *testing.T, _ *os.Process, tty *os.File) {
-			if _, err := tty.Write([]byte{'x', escape}); err != nil {
-				t.Error(err)
-			}
-		}, exitOK},
-		"signal": {good, func(t *testing.T, p *os.Process, _ *os.File) {
-			if err := p.Signal(unix.SIGTERM); err != nil {
-				t.Error(err)
-			}
-		}, exitOK},
-		"cannot start": {bad, nil, exitError},
+		"power button":   {button, typing(escape), exitOK},
+		"escape key":     {good, typing('x', escape, escape), exitOK},
+		"a deaf guest":   {deaf, typing(append(bytes.Repeat([]byte{'x'}, 3000), escape, escape)...), exitOK},
+		"told to end":    {good, signalling(unix.SIGTERM), exitOK},
+		"terminal hangs": {good, signalling(unix.SIGHUP), exitOK},
+		"told to dump":   {good, signalling(unix.SIGQUIT), -1},
+		"cannot start":   {bad, nil, exitError},
 	} {
 		t.Run(name, func(t *testing.T) {
 			host, terminal := openPTY(t)
@@ -124,12 +106,8 @@ func TestTerminal(t *testing.T) {
 			if before.Lflag&unix.ICANON == 0 {
 				t.Fatal("the terminal is raw already")
 			}
-			// The test binary is lodge-vmm when it is called so.
-			link := filepath.Join(t.TempDir(), "lodge-vmm")
-			if err := os.Symlink(self, link); err != nil {
-				t.Fatal(err)
-			}
-			cmd := exec.Command(link, "run", tc.guest)
+			cmd := lodgeVMM(t, "run", tc.guest)
+			cmd.Dir = t.TempDir() // for a core
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
@@ -152,10 +130,10 @@ func TestTerminal(t *testing.T) {
 					}
 					time.Sleep(time.Millisecond)
 				}
-				tc.leave(t, cmd.Process, host)
+				if err := tc.leave(cmd.Process, host); err != nil {
+					t.Error(err)
+				}
 			}
-			kill := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
-			defer kill.Stop()
 			err := cmd.Wait()
 			if got := cmd.ProcessState.ExitCode(); got != tc.code {
 				t.Errorf("exit status %d (%v), want %d", got, err, tc.code)
@@ -167,6 +145,88 @@ func TestTerminal(t *testing.T) {
 			<-drained
 		})
 	}
+}
+
+// Under nohup a guest outlives its terminal.
+func TestIgnoredHangup(t *testing.T) {
+	if !haveKVM() {
+		t.Skip("needs /dev/kvm")
+	}
+	def := writeDefinition(t, "echo")
+	vmm := lodgeVMM(t, "run", def)
+	cmd := exec.CommandContext(t.Context(), "sh", append([]string{"-c", `trap "" HUP; exec "$0" "$@"`}, vmm.Args...)...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if err = call(t.Context(), def, "pause", nil, nil, nil); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	if err := cmd.Process.Signal(unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	for _, method := range []string{"resume", "quit"} {
+		if err := call(t.Context(), def, method, nil, nil, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A panic ends the process by a signal, so that shells put the terminal right.
+func TestPanicOnTerminal(t *testing.T) {
+	_, terminal := openPTY(t)
+	cmd := self(t, "panic-on-terminal")
+	cmd.Dir = t.TempDir() // for a core
+	cmd.Stdin = terminal
+	out, err := cmd.CombinedOutput()
+	if s := cmd.ProcessState.Sys().(syscall.WaitStatus); s.Signal() != unix.SIGABRT || !bytes.Contains(out, []byte("as was asked for")) {
+		t.Errorf("%v, want SIGABRT:\n%s", err, out)
+	}
+}
+
+// lodgeVMM returns a command that runs lodge-vmm. It is killed if it does not end.
+func lodgeVMM(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	return self(t, "lodge-vmm", args...)
+}
+
+// self returns a command that runs this test binary as one of TestMain's programs.
+func self(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), name)
+	if err := os.Symlink(self, link); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return exec.CommandContext(ctx, link, args...)
+}
+
+// writeDefinition writes the definition of a guest of guests, with its serial port on standard input and output.
+func writeDefinition(t *testing.T, guest string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := writeGuest(filepath.Join(dir, "kernel"), guest); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, guest+".toml")
+	text := fmt.Sprintf("name = %q\nmemory = \"16M\"\ncontrol = \"sock\"\n[boot]\nkernel = \"kernel\"\n", guest)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // openPTY returns both ends of a new terminal.

@@ -5,12 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"os/signal"
 	"runtime"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
+	"github.com/lodgehv/lodge/internal/ratelog"
 )
 
 // runGuest is the command "run".
@@ -23,12 +29,13 @@ func runGuest(ctx context.Context, e *environment, args []string) error {
 			break
 		}
 	}
-	args, err := flags(args, nil)
+	var ignore bool
+	args, err := flags(args, map[string]*bool{ignoreDiskChanges: &ignore})
 	if err != nil {
 		return err
 	}
-	if len(args) != 1 {
-		return usagef("want one definition")
+	if len(args) != 1 || ignore && dir == "" {
+		return usagef("want one definition, and %s with --restore only", ignoreDiskChanges)
 	}
 	def, err := definition.Load(args[0])
 	if err != nil {
@@ -38,19 +45,20 @@ func runGuest(ctx context.Context, e *environment, args []string) error {
 		return err
 	}
 	if dir == "" {
-		return serve(ctx, e, def, machine.New)
+		return serve(ctx, e, def, machine.New, false)
 	}
 	saved, err := machine.OpenSaved(dir)
 	if err != nil {
 		return err
 	}
-	return serve(ctx, e, def, restored(saved, machine.RestoreOptions{}))
+	return serve(ctx, e, def, restored(saved, machine.RestoreOptions{}), ignore)
 }
 
 // restoreGuest is the command "restore".
 func restoreGuest(ctx context.Context, e *environment, args []string) error {
 	var opt machine.RestoreOptions
-	args, err := flags(args, map[string]*bool{"--shared": &opt.Shared})
+	var ignore bool
+	args, err := flags(args, map[string]*bool{"--shared": &opt.Shared, ignoreDiskChanges: &ignore})
 	if err != nil {
 		return err
 	}
@@ -66,16 +74,39 @@ func restoreGuest(ctx context.Context, e *environment, args []string) error {
 		return err
 	}
 	opt.Lazy.Failed = func(err error) { e.log.Error("guest memory cannot be read", "guest", def.Name, "err", err) }
-	return serve(ctx, e, def, restored(saved, opt))
+	return serve(ctx, e, def, restored(saved, opt), ignore)
 }
 
-// serve runs a guest with its console and control socket. build makes the first machine.
-func serve(ctx context.Context, e *environment, def *definition.Definition, build func(machine.Config) (*machine.Machine, error)) (err error) {
+// What a guest can have logged: so many lines at once, then one every so often. logLimit bounds how long the end waits for
+// somebody to read the log.
+const (
+	logBurst = 20
+	logEvery = 5 * time.Second
+	logLimit = time.Second
+)
+
+// ignoreDiskChanges is the flag that has a state restored though a disk was written to since.
+const ignoreDiskChanges = "--ignore-disk-changes"
+
+// serve runs a guest with its console and control socket. build makes the first machine; ignoreDisks is that of a state.
+func serve(
+	ctx context.Context, e *environment, def *definition.Definition,
+	build func(machine.Config) (*machine.Machine, error), ignoreDisks bool,
+) (err error) {
 	// A goroutine that is woken needs a free P: without spare ones it would wait until the scheduler takes one back
 	// from a vCPU that is in the guest, which may be milliseconds.
 	runtime.GOMAXPROCS(runtime.NumCPU() + def.CPUs)
 
-	log := e.log.With("guest", def.Name)
+	// The guest outlives whoever reads its console and the log: what is written then is dropped.
+	signal.Ignore(unix.SIGPIPE)
+
+	limited := ratelog.New(e.log.With("guest", def.Name).Handler(), logBurst, logEvery)
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), logLimit)
+		defer cancel()
+		_ = limited.Close(ctx) // whoever does not read it loses it
+	}()
+	log := slog.New(limited)
 	var serial [2]*serialPort
 	var out [2]io.Writer
 	for i, s := range [2]definition.Serial{def.Serial, def.Serial2} {
@@ -91,6 +122,7 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 		return err
 	}
 	defer func() { err = errors.Join(err, res.Close()) }()
+	res.ignoreDiskChanges = ignoreDisks
 	g := newGuest(def, res, log)
 
 	ctx, cancel := context.WithCancel(ctx)
@@ -117,16 +149,11 @@ func serve(ctx context.Context, e *environment, def *definition.Definition, buil
 		background("control", func() error { return server.Serve(ctx, l) })
 	}
 	for _, f := range res.serve {
-		background("device", func() error {
-			if _, _, err := g.current(ctx); err != nil {
-				return nil // it never had a machine
-			}
-			return f(ctx)
-		})
+		background("device", func() error { return f(ctx, g) })
 	}
 	o, err := g.run(ctx, build)
 	if err != nil {
 		return fmt.Errorf("guest %s: %w", def.Name, err)
 	}
-	return outcomeStatus(e, def.Name, o)
+	return outcomeStatus(slog.New(limited.Unlimited()), o)
 }

@@ -12,11 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/machine"
 )
-
-// escape is the key that leaves a guest's console: Ctrl-].
-const escape = 0x1d
 
 // serialPort is the host's end of a serial port.
 type serialPort struct {
@@ -32,7 +31,7 @@ func openSerial(i int, s definition.Serial, e *environment) (*serialPort, error)
 	case "none":
 		return &serialPort{serve: nothing, close: func() error { return nil }}, nil
 	case "file":
-		f, err := os.OpenFile(s.Path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := openLogFile(s.Path)
 		if err != nil {
 			return nil, fmt.Errorf("serial: %w", err)
 		}
@@ -43,102 +42,58 @@ func openSerial(i int, s definition.Serial, e *environment) (*serialPort, error)
 			return nil, fmt.Errorf("serial: %w", err)
 		}
 		c := &socketConsole{l: l}
-		serve := func(ctx context.Context, g *guest) error {
-			return c.serve(ctx, func(ctx context.Context, p []byte) error { return g.receive(ctx, i, p) })
-		}
+		serve := func(ctx context.Context, g *guest) error { return c.serve(ctx, g.typeOn(i)) }
 		return &serialPort{out: c, serve: serve, close: func() error { return closeOnce(l) }}, nil
 	}
-	t := &terminal{in: e.stdin}
+	out, closeOut := withDeadlines(e.stdout)
+	say, closeSay := withDeadlines(e.stderr)
+	t := &terminal{in: e.stdin, err: say}
 	if err := t.raw(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, closeOut(), closeSay())
 	}
-	serve := func(ctx context.Context, g *guest) error {
-		return t.serve(ctx, g.quit, func(ctx context.Context, p []byte) error { return g.receive(ctx, i, p) })
-	}
-	return &serialPort{out: e.stdout, serve: serve, close: t.restore}, nil
+	serve := func(ctx context.Context, g *guest) error { return t.serve(ctx, g.powerButton, g.quit, g.typeOn(i)) }
+	return &serialPort{out: out, serve: serve, close: func() error { return errors.Join(t.restore(), closeOut(), closeSay()) }}, nil
 }
 
-// terminal is the terminal that lodge-vmm was started from, in raw mode if it is one.
-type terminal struct {
-	in    *os.File
-	saved *unix.Termios
-}
-
-// raw makes the terminal hand on every key. It is undone by restore.
-func (t *terminal) raw() error {
-	tio, err := unix.IoctlGetTermios(int(t.in.Fd()), unix.TCGETS)
-	if err != nil {
-		return nil // a pipe or a file
-	}
-	saved := *tio
-	tio.Iflag &^= unix.BRKINT | unix.ICRNL | unix.INPCK | unix.ISTRIP | unix.IXON
-	tio.Lflag &^= unix.ECHO | unix.ICANON | unix.IEXTEN | unix.ISIG
-	tio.Cc[unix.VMIN], tio.Cc[unix.VTIME] = 1, 0
-	if err := unix.IoctlSetTermios(int(t.in.Fd()), unix.TCSETS, tio); err != nil {
-		return fmt.Errorf("terminal: %w", err)
-	}
-	t.saved = &saved
-	return nil
-}
-
-func (t *terminal) restore() error {
-	if t.saved == nil {
-		return nil
-	}
-	return unix.IoctlSetTermios(int(t.in.Fd()), unix.TCSETS, t.saved)
-}
-
-// serve gives what the terminal sends to receive, until the escape key, for which it calls quit. At the end of a file or
-// pipe the guest runs on. The read that is under way when ctx ends is left behind: the process is about to end.
-func (t *terminal) serve(ctx context.Context, quit func(), receive func(context.Context, []byte) error) error {
-	chunks := make(chan []byte)
-	go func() {
-		defer close(chunks)
-		for {
-			b := make([]byte, 256)
-			n, err := t.in.Read(b)
-			if n > 0 {
-				select {
-				case chunks <- b[:n]:
-				case <-ctx.Done():
-					return
-				}
+// typeOn returns a function that types on serial port i, across reboots.
+func (g *guest) typeOn(i int) func(context.Context, []byte) error {
+	return func(ctx context.Context, p []byte) error {
+		return g.receive(ctx, p, func(life context.Context, m *machine.Machine, p []byte) (int, error) {
+			if port := m.Serial(i); port != nil {
+				return port.Receive(life, p)
 			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case b, ok := <-chunks:
-			if !ok {
-				return nil
-			}
-			if t.saved != nil {
-				for i, key := range b {
-					if key == escape {
-						err := receive(ctx, b[:i])
-						quit()
-						return err
-					}
-				}
-			}
-			if err := receive(ctx, b); err != nil {
-				return nil // ctx has ended
-			}
-		}
+			return len(p), nil
+		})
 	}
 }
 
-// socketConsole is a console on a Unix socket: the serial port or the virtio console. One client at a time is connected; the next one takes its place. What
-// the guest writes while nobody is connected is lost, as on a cable.
+// withDeadlines returns w opened anew if it is a pipe or a terminal, so that Go's poller has it and a Write that waits for
+// the reader can be interrupted. To make w itself non-blocking would do so for all that have it, such as the shell.
+func withDeadlines(w io.Writer) (io.Writer, func() error) {
+	asItIs := func() error { return nil }
+	f, ok := w.(*os.File)
+	if !ok {
+		return w, asItIs
+	}
+	st, err := f.Stat()
+	if err != nil || st.Mode()&(os.ModeNamedPipe|os.ModeCharDevice) == 0 {
+		return w, asItIs
+	}
+	anew, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil { // a terminal of another user's: pausing the guest then takes longer while it blocks
+		return w, asItIs
+	}
+	return anew, anew.Close
+}
+
+// socketConsole is a console on a Unix socket: the serial port or the virtio console. One client at a time is connected;
+// the next one takes its place. What the guest writes while nobody is connected is lost, as on a cable.
 type socketConsole struct {
-	l  net.Listener
-	mu sync.Mutex
-	c  net.Conn
+	l net.Listener
+
+	mu       sync.Mutex
+	c        net.Conn
+	deadline time.Time // of writing, whoever is connected
 }
 
 // Write implements io.Writer. A client that does not read holds the guest up, until it goes.
@@ -154,10 +109,11 @@ func (s *socketConsole) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// SetWriteDeadline lets the serial port interrupt a Write.
+// SetWriteDeadline lets the device interrupt a Write.
 func (s *socketConsole) SetWriteDeadline(t time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.deadline = t
 	if s.c == nil {
 		return nil
 	}
@@ -171,7 +127,7 @@ func (s *socketConsole) serve(ctx context.Context, receive func(context.Context,
 	stop := context.AfterFunc(ctx, func() { s.l.Close(); s.swap(nil) })
 	defer stop()
 	for {
-		c, err := s.l.Accept()
+		c, err := control.Accept(ctx, s.l)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -207,4 +163,7 @@ func (s *socketConsole) swap(c net.Conn) {
 		s.c.Close()
 	}
 	s.c = c
+	if c != nil {
+		_ = c.SetWriteDeadline(s.deadline)
+	}
 }

@@ -21,7 +21,7 @@ const (
 func transfers(p *pair) []figure {
 	of := func(name string, args ...string) figure {
 		return figure{
-			name: name + ", in the notebook", unit: "MB/s", higher: true, goal: goal{ratio: 1}, runs: 5, peerName: "QEMU microvm",
+			name: name + ", in the notebook", unit: "MB/s", higher: true, goal: goal{ratio: 1}, runs: 9, peerName: "QEMU microvm",
 			prepare: func(ctx context.Context) (measurement, measurement, func() error, error) {
 				if p.nb == nil {
 					if err := p.start(ctx); err != nil {
@@ -35,10 +35,10 @@ func transfers(p *pair) []figure {
 		}
 	}
 	return []figure{
-		of("virtio-blk 4 KiB random reads", "blkread", "-size", "4096", "-random", "-count", "2000", "-depth", "4", "/dev/vdb"),
-		of("virtio-blk 1 MiB sequential reads", "blkread", "-size", "1048576", "-count", "128", "-depth", "2", "/dev/vdb"),
-		of("virtio-net TCP, guest to notebook", "throughput", "-send", "-bytes", "33554432", "tcp", "SINK"),
-		of("virtio-net TCP, notebook to guest", "throughput", "-bytes", "33554432", "tcp", "SINK"),
+		of("virtio-blk 4 KiB random reads", "blkread", "-size", "4096", "-random", "-count", "4000", "-depth", "4", "/dev/vdb"),
+		of("virtio-blk 1 MiB sequential reads", "blkread", "-size", "1048576", "-count", "512", "-depth", "2", "/dev/vdb"),
+		of("virtio-net TCP, guest to notebook", "throughput", "-send", "-bytes", "134217728", "tcp", "SINK"),
+		of("virtio-net TCP, notebook to guest", "throughput", "-bytes", "134217728", "tcp", "SINK"),
 	}
 }
 
@@ -152,6 +152,11 @@ func (p *pair) measurement(r *running, args []string) measurement {
 		}
 		var rate struct{ MBps float64 }
 		if err := output(ctx, r.agent, &rate, line...); err != nil {
+			select {
+			case <-p.nb.Done():
+				err = fmt.Errorf("%w: the notebook has ended: %s", err, p.nb.Postmortem())
+			default:
+			}
 			return 0, err
 		}
 		return rate.MBps, nil

@@ -27,8 +27,9 @@ type Host struct {
 	Of       func(arch string) BootSet // what guests of an architecture boot from
 }
 
-// BootSet are the files of one guest's architecture, as paths on the Host.
-type BootSet struct{ Kernel, Initrd, Disk string }
+// BootSet is what guests of an architecture boot from: files, as paths on the Host, and what their kernel's command line
+// needs.
+type BootSet struct{ Kernel, Initrd, Disk, Cmdline string }
 
 // AgentPort is the vsock port of the agent inside a guest.
 const AgentPort = 1024
@@ -78,13 +79,21 @@ func (h *Host) Definition(c Config) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "name = %q\ncpus = %d\nmemory = \"%dM\"\ncontrol = %q\n%s\n",
 		c.Name, max(c.CPUs, 1), c.MemoryMB, h.Path(c.Name, ".sock"), c.Flags)
-	fmt.Fprintf(&b, "[boot]\nkernel = %q\ninitrd = %q\ncmdline = \"console=ttyS0 root=/dev/vda rw panic=-1 quiet lodge.name=%s %s\"\n",
-		set.Kernel, set.Initrd, c.Name, c.Cmdline)
+	fmt.Fprintf(&b, "[boot]\nkernel = %q\ninitrd = %q\ncmdline = \"console=ttyS0 root=/dev/vda rw panic=-1 quiet lodge.name=%s%s\"\n",
+		set.Kernel, set.Initrd, c.Name, spaced(set.Cmdline)+spaced(c.Cmdline))
 	fmt.Fprintf(&b, "[[disk]]\nname = \"root\"\npath = %q\n", set.Disk)
 	if c.CID != 0 {
 		fmt.Fprintf(&b, "[vsock]\ncid = %d\npath = %q\n", c.CID, h.Path(c.Name, ".vsock"))
 	}
 	return b.String() + c.Extra
+}
+
+// spaced returns s behind a space, or nothing if there is nothing.
+func spaced(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " " + s
 }
 
 const defaultMemory = 256

@@ -29,7 +29,11 @@ func InNotebook(nb *notebook.Notebook) *Host {
 		Client: nb.Client, VMM: "/tools/bin/lodge-vmm", Netstack: "/tools/bin/netstack", Agent: "/bin/agent", Run: "/run",
 		Of: func(arch string) BootSet {
 			dir := "/guests/" + arch
-			return BootSet{Kernel: dir + "/" + kernelOf(arch), Initrd: dir + "/initrd", Disk: "/disk/" + arch}
+			set := BootSet{Kernel: dir + "/" + kernelOf(arch), Initrd: dir + "/initrd", Disk: "/disk/" + arch}
+			if arch == "i386" {
+				set.Cmdline = notebook.I386Cmdline
+			}
+			return set
 		},
 	}
 }

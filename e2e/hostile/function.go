@@ -69,12 +69,23 @@ func (f *function) attackConfig(rnd *rand.Rand) {
 		if rnd.IntN(4) == 0 {
 			at = rnd.IntN(4096) &^ (n - 1)
 		}
+		if f.routes(at, n) {
+			continue
+		}
 		scramble(rnd, b[:n])
 		if at <= pciCommand+1 && at+n > pciCommand {
 			b[0] |= 2 // this guest cannot survive its own reads of registers that are not there
 		}
 		_, _ = f.config.WriteAt(b[:n], int64(at))
 	}
+}
+
+// routes reports whether n bytes at a place are routing registers of the LPC bridge (ICH9 datasheet §13.1.17). They put a
+// card's level on the line of another driver, which this guest does not survive: the line stays up, and the processor does
+// nothing but take its interrupts.
+func (f *function) routes(at, n int) bool {
+	const lpcBridge = 0x29188086
+	return binary.LittleEndian.Uint32(f.first[:]) == lpcBridge && at < 0x6c && at+n > 0x60
 }
 
 // attackRegisters writes random values of all widths at random offsets.

@@ -152,14 +152,14 @@ func (c *console) Write(p []byte) (int, error) {
 func TestNestedGuests(t *testing.T) {
 	ctx, n := start(t, Config{})
 	for _, tc := range []struct {
-		arch, kernel string
-		args         []string
+		arch, kernel, cmdline string
+		args                  []string
 	}{
-		{"amd64", "vmlinux", nil},
+		{"amd64", "vmlinux", "", nil},
 		// A kernel without PAE has no PVH entry. The emulated SVM aborts when a
 		// 32-bit guest's task register was set again by the VMM, which QEMU does
 		// for these two devices of its own.
-		{"i386", "vmlinuz", []string{"-global", "kvm-apic.vapic=off", "-M", "vmport=off"}},
+		{"i386", "vmlinuz", I386Cmdline, []string{"-global", "kvm-apic.vapic=off", "-M", "vmport=off"}},
 	} {
 		t.Run(tc.arch, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
@@ -169,7 +169,7 @@ func TestNestedGuests(t *testing.T) {
 			p, err := n.Start(rpc.Cmd{Stdout: con, Stderr: con, Args: append([]string{
 				"qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", "-M", "q35,sata=off", "-accel", "kvm", "-cpu", "host", "-m", "512",
 				"-kernel", "/guests/" + arch + "/" + tc.kernel, "-initrd", "/guests/" + arch + "/initrd",
-				"-append", "console=ttyS0 quiet panic=-1 root=/dev/vda",
+				"-append", "console=ttyS0 quiet panic=-1 root=/dev/vda " + tc.cmdline,
 				"-drive", "if=none,id=d,format=raw,file=/disk/" + arch, "-device", "virtio-blk-pci,drive=d",
 				"-device", "virtio-serial-pci", "-chardev", "socket,id=a,path=/run/" + arch + ".agent,server=on,wait=off",
 				"-device", "virtserialport,chardev=a,name=agent", "-serial", "stdio",

@@ -221,7 +221,7 @@ func TestFADT(t *testing.T) {
 	want := []value{
 		{"SCI_INT", 9}, {"SMI_CMD", 0}, {"X_FIRMWARE_CTRL", 0},
 		{"PM1a_EVT_BLK", 0x600}, {"PM1a_CNT_BLK", 0x604}, {"PM_TMR_BLK", 0x608}, {"GPE0_BLK", 0x620},
-		{"CENTURY", 0x32}, {"IAPC_BOOT_ARCH", 3}, {"Flags", 0x465}, {"RESET_VALUE", 6},
+		{"CENTURY", 0x32}, {"IAPC_BOOT_ARCH", 3}, {"Flags", 0x425}, {"RESET_VALUE", 6},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("fields (-want +got):\n%s", d)

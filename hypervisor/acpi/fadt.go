@@ -10,12 +10,12 @@ const (
 )
 
 // Flags of the FADT (ACPI 6.5 table 5.10). Not set are PWR_BUTTON, so the power button is a fixed one; TMR_VAL_EXT, so
-// 24 bits of the timer count; and HW_REDUCED_ACPI.
+// 24 bits of the timer count; FIX_RTC, so the clock's alarm has its bits among the fixed events; RTC_S4, as nothing wakes
+// a machine that is off; and HW_REDUCED_ACPI.
 const (
 	flagWBINVD    = 1 << 0
 	flagProcC1    = 1 << 2
 	flagSlpButton = 1 << 5 // there is no fixed sleep button
-	flagFixRTC    = 1 << 6 // the clock's alarm has no status among the fixed events
 	flagResetReg  = 1 << 10
 )
 
@@ -55,7 +55,7 @@ func fadtBody(c *Config) []byte {
 		arch |= bootNoVGA
 	}
 	le.PutUint16(t[109:], arch)
-	le.PutUint32(t[112:], flagWBINVD|flagProcC1|flagSlpButton|flagFixRTC|flagResetReg)
+	le.PutUint32(t[112:], flagWBINVD|flagProcC1|flagSlpButton|flagResetReg)
 	gas(t[116:], c.ResetPort, 1, accessByte)
 	t[128] = c.ResetValue
 	t[131] = fadtMinor

@@ -18,15 +18,20 @@ import (
 	"net"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Bounds on what a client can make a server hold.
 const (
-	maxLine  = 64 << 10 // bytes of one request
-	maxConns = 16
+	maxLine    = 64 << 10 // bytes of one request
+	maxConns   = 16
+	replyLimit = 10 * time.Second // that a client takes to read an answer
 )
+
+// acceptPause is how long Accept waits after an error.
+const acceptPause = 100 * time.Millisecond
 
 // Codes of errors.
 const (
@@ -55,6 +60,7 @@ type Call struct {
 	Method string
 	params json.RawMessage
 	notify func(Progress)
+	after  []func()
 }
 
 // Params decodes the parameters into v, strictly.
@@ -70,8 +76,11 @@ func (c *Call) Params(v any) error {
 	return nil
 }
 
-// Progress tells the caller how far the method has come.
+// Progress tells the caller how far the method has come. It does not wait: a caller that reads slowly is told less.
 func (c *Call) Progress(done, total uint64) { c.notify(Progress{done, total}) }
+
+// After has f called when the answer was written, or could not be: a method that ends the process does so there.
+func (c *Call) After(f func()) { c.after = append(c.after, f) }
 
 // Handler carries out a method. Its result is encoded as JSON; nil becomes an empty object.
 type Handler func(ctx context.Context, c *Call) (any, error)
@@ -105,7 +114,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer stop()
 	slots := make(chan struct{}, maxConns)
 	for {
-		conn, err := l.Accept()
+		conn, err := Accept(ctx, l)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -115,6 +124,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		select {
 		case slots <- struct{}{}:
 		default:
+			_ = conn.SetWriteDeadline(time.Now().Add(replyLimit))
 			_ = json.NewEncoder(conn).Encode(reply{Error: &Error{CodeFailed, "too many connections: close one"}})
 			conn.Close()
 			continue
@@ -123,6 +133,22 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			defer func() { <-slots }()
 			s.converse(ctx, conn)
 		})
+	}
+}
+
+// Accept accepts a connection. It gives up when ctx ends or l is closed; other errors, such as that there are no file
+// descriptors left, it waits out.
+func Accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+	for {
+		conn, err := l.Accept()
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(acceptPause):
+		}
 	}
 }
 
@@ -151,9 +177,8 @@ func (s *Server) converse(ctx context.Context, conn net.Conn) {
 			_ = json.NewEncoder(conn).Encode(reply{Error: &Error{CodeBadRequest, fmt.Sprintf("a line of more than %d bytes", maxLine)}})
 		}
 	}()
-	out := json.NewEncoder(conn)
 	for line := range lines {
-		if out.Encode(s.answer(ctx, line, out)) != nil {
+		if s.answer(ctx, line, conn) != nil {
 			break
 		}
 	}
@@ -180,33 +205,95 @@ func awaitHangup(conn net.Conn) {
 	})
 }
 
-func (s *Server) answer(ctx context.Context, line []byte, out *json.Encoder) reply {
+// answer carries out the request in line and writes the answer. An error means that the client did not take it.
+func (s *Server) answer(ctx context.Context, line []byte, conn net.Conn) error {
+	out := json.NewEncoder(conn) // refuses all after a line that was cut off
 	var r request
 	if err := json.Unmarshal(line, &r); err != nil {
-		return reply{Error: &Error{CodeBadRequest, fmt.Sprintf("not a request: %v", err)}}
+		return encode(conn, out, reply{Error: &Error{CodeBadRequest, fmt.Sprintf("not a request: %v", err)}})
 	}
-	h, ok := s.Methods[r.Method]
+	t := teller{newest: make(chan Progress, 1), over: make(chan struct{}), done: make(chan struct{})}
+	go t.run(r.ID, out)
+	c := &Call{Method: r.Method, params: r.Params, notify: t.put}
+	a := s.call(ctx, r.ID, c)
+	_ = conn.SetWriteDeadline(time.Now().Add(replyLimit)) // also for progress that is on its way
+	close(t.over)
+	<-t.done
+	err := encode(conn, out, a)
+	for _, f := range c.after {
+		f()
+	}
+	return err
+}
+
+// encode writes a to a client that reads it within replyLimit.
+func encode(conn net.Conn, out *json.Encoder, a reply) error {
+	_ = conn.SetWriteDeadline(time.Now().Add(replyLimit))
+	defer conn.SetWriteDeadline(time.Time{})
+	return out.Encode(a)
+}
+
+// call calls c's method and makes an answer of what it returns.
+func (s *Server) call(ctx context.Context, id uint64, c *Call) reply {
+	h, ok := s.Methods[c.Method]
 	if !ok {
-		return reply{ID: r.ID, Error: &Error{CodeNotFound, fmt.Sprintf("no method %q", r.Method)}}
+		return reply{ID: id, Error: &Error{CodeNotFound, fmt.Sprintf("no method %q", c.Method)}}
 	}
-	result, err := h(ctx, &Call{Method: r.Method, params: r.Params, notify: func(p Progress) {
-		_ = out.Encode(reply{ID: r.ID, Progress: &p}) // a client that has gone ends ctx
-	}})
+	result, err := h(ctx, c)
 	if err != nil {
 		var e *Error
 		if !errors.As(err, &e) {
 			e = &Error{CodeFailed, err.Error()}
 		}
-		return reply{ID: r.ID, Error: e}
+		return reply{ID: id, Error: e}
 	}
 	if result == nil {
 		result = struct{}{}
 	}
 	b, err := json.Marshal(result)
 	if err != nil {
-		return reply{ID: r.ID, Error: &Error{CodeFailed, fmt.Sprintf("result of %s: %v", r.Method, err)}}
+		return reply{ID: id, Error: &Error{CodeFailed, fmt.Sprintf("result of %s: %v", c.Method, err)}}
 	}
-	return reply{ID: r.ID, Result: b}
+	return reply{ID: id, Result: b}
+}
+
+// teller tells a client how far a method has come, while the method does not wait for the client.
+type teller struct {
+	newest     chan Progress // capacity 1
+	over, done chan struct{} // the method has returned; run has
+}
+
+// put replaces the progress that was not told yet.
+func (t *teller) put(p Progress) {
+	for {
+		select {
+		case t.newest <- p:
+			return
+		default:
+		}
+		select {
+		case <-t.newest:
+		default:
+		}
+	}
+}
+
+// run returns when the method has and all is told. An error is for the answer to find: out keeps it.
+func (t *teller) run(id uint64, out *json.Encoder) {
+	defer close(t.done)
+	for {
+		select {
+		case p := <-t.newest:
+			_ = out.Encode(reply{ID: id, Progress: &p})
+		case <-t.over:
+			select {
+			case p := <-t.newest:
+				_ = out.Encode(reply{ID: id, Progress: &p})
+			default:
+			}
+			return
+		}
+	}
 }
 
 // Client is a connection to a Server, for one call at a time.

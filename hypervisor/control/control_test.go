@@ -9,18 +9,25 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // serve runs a server for the test and returns its socket.
 func serve(t *testing.T, methods map[string]Handler) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "control.sock")
-	l, err := net.Listen("unix", path)
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "control.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveOn(t, l, methods)
+}
+
+func serveOn(t *testing.T, l net.Listener, methods map[string]Handler) string {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- (&Server{Methods: methods}).Serve(ctx, l) }()
@@ -35,7 +42,7 @@ func serve(t *testing.T, methods map[string]Handler) string {
 			t.Error("the server did not end")
 		}
 	})
-	return path
+	return l.Addr().String()
 }
 
 func dial(t *testing.T, path string) *Client {
@@ -68,7 +75,7 @@ func TestCall(t *testing.T) {
 	if err := c.Call(t.Context(), "add", sum{2, 3}, &got, func(p Progress) { progress = append(progress, p) }); err != nil || got != 5 {
 		t.Errorf("add = %d, %v", got, err)
 	}
-	if len(progress) != 2 || progress[1] != (Progress{2, 2}) {
+	if n := len(progress); n == 0 || progress[n-1] != (Progress{2, 2}) { // the first may have been overtaken
 		t.Errorf("progress = %v", progress)
 	}
 	for _, tc := range []struct {
@@ -173,6 +180,101 @@ func TestHalfClosedGoes(t *testing.T) {
 	case <-ended:
 	case <-time.After(10 * time.Second):
 		t.Error("the method goes on")
+	}
+}
+
+// A method does not wait for a client that does not read its progress, nor for longer than the limit for one that does
+// not read the answer; a client that reads late gets whole lines.
+func TestProgressUnread(t *testing.T) {
+	returned, after := make(chan struct{}), make(chan struct{})
+	path := serve(t, map[string]Handler{"long": func(_ context.Context, c *Call) (any, error) {
+		c.After(func() { close(after) })
+		for i := range uint64(100_000) {
+			c.Progress(i+1, 100_000)
+		}
+		close(returned)
+		return "done", nil
+	}})
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.(*net.UnixConn).SetReadBuffer(1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, `{"id":1,"method":"long"}`+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-returned:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the method waits for its client")
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	var last Progress
+	for d := json.NewDecoder(conn); ; {
+		var r reply
+		if err := d.Decode(&r); err != nil {
+			t.Fatalf("after %+v: %v", last, err)
+		}
+		if r.Progress == nil {
+			if string(r.Result) != `"done"` || last != (Progress{100_000, 100_000}) {
+				t.Errorf("result %s after %+v", r.Result, last)
+			}
+			break
+		}
+		if r.Progress.Done <= last.Done {
+			t.Fatalf("progress %+v after %+v", *r.Progress, last)
+		}
+		last = *r.Progress
+	}
+	<-after
+}
+
+// A method that ends the process is answered first.
+func TestAfter(t *testing.T) {
+	release, after := make(chan struct{}), make(chan struct{})
+	path := serve(t, map[string]Handler{"quit": func(_ context.Context, c *Call) (any, error) {
+		c.After(func() { <-release; close(after) })
+		return nil, nil
+	}})
+	if err := dial(t, path).Call(t.Context(), "quit", nil, nil, nil); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-after:
+		t.Error("ended before the answer")
+	default:
+	}
+	close(release)
+	<-after
+}
+
+// failing is a listener that fails a few times before it accepts.
+type failing struct {
+	net.Listener
+	left atomic.Int32
+}
+
+func (f *failing) Accept() (net.Conn, error) {
+	if f.left.Add(-1) >= 0 {
+		return nil, &net.OpError{Op: "accept", Net: "unix", Err: unix.EMFILE}
+	}
+	return f.Listener.Accept()
+}
+
+// Running out of descriptors for a while does not end the service.
+func TestAcceptFails(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &failing{Listener: l}
+	f.left.Store(2)
+	path := serveOn(t, f, map[string]Handler{"ok": func(context.Context, *Call) (any, error) { return nil, nil }})
+	if err := dial(t, path).Call(t.Context(), "ok", nil, nil, nil); err != nil {
+		t.Error(err)
 	}
 }
 

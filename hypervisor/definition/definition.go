@@ -66,7 +66,7 @@ type NIC struct {
 // Serial says where a serial port goes.
 type Serial struct {
 	Mode string `toml:"mode,omitempty"` // stdio (of the first port only), socket, file or none
-	Path string `toml:"path,omitempty"` // of the socket or file
+	Path string `toml:"path,omitempty"` // of the socket or file; a full file is renamed to PATH.1
 }
 
 // Socket is a Unix socket that the VMM listens on.

@@ -25,6 +25,8 @@ type Vectors interface {
 	Trigger(i int) error
 	// Pending reports whether vector i was triggered while it was masked and has not been sent since.
 	Pending(i int) bool
+	// Cancel makes vector i not pending: what it told of is no more, as after a reset of the device.
+	Cancel(i int)
 	// EventFD returns an eventfd whose signal sends vector i, for a process that is not ours (vhost-user, VFIO). It is made
 	// on first use and belongs to the set: the caller does not close it.
 	EventFD(i int) (int, error)

@@ -53,6 +53,7 @@ const (
 	nrSetVCPUEvents = 0x4040aea0
 	nrGetDebugRegs  = 0x8080aea1
 	nrSetDebugRegs  = 0x4080aea2
+	nrSetTSCKHz     = 0xaea2
 	nrGetTSCKHz     = 0xaea3
 	nrGetXSAVE      = 0x9000aea4
 	nrSetXSAVE      = 0x5000aea5
@@ -83,6 +84,7 @@ const (
 	CapVCPUEvents         Cap = 41
 	CapXSAVE              Cap = 55
 	CapXCRS               Cap = 56
+	CapTSCControl         Cap = 60
 	CapGetTSCKHz          Cap = 61
 	CapMaxVCPUs           Cap = 66 // maximum of vCPUs
 	CapTSCDeadlineTimer   Cap = 72

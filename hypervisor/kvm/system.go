@@ -120,6 +120,7 @@ func (s *System) CreateVM() (*VM, error) {
 		vm.slots = make(map[uint32]uint64)
 		vm.hasSRegs2 = vm.CheckExtension(CapSRegs2) > 0
 		vm.hasXSAVE2 = vm.CheckExtension(CapXSAVE2) > 0
+		vm.scalesTSC = vm.CheckExtension(CapTSCControl) > 0
 		return vm, nil
 	}
 }

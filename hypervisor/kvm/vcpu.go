@@ -17,6 +17,7 @@ type VCPU struct {
 	xsaveSize int
 	hasSRegs2 bool
 	hasXSAVE2 bool
+	scalesTSC bool
 }
 
 // CreateVCPU is KVM_CREATE_VCPU (0xae41). id is also the initial APIC ID, from 0 to one less than CapMaxVCPUs.
@@ -31,7 +32,10 @@ func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
 		f.Close()
 		return nil, fmt.Errorf("vcpu %d: mmap: %w", id, err)
 	}
-	v := &VCPU{file: newFile(f), mmap: m, run: runOf(m), msrs: vm.msrs, hasSRegs2: vm.hasSRegs2, hasXSAVE2: vm.hasXSAVE2}
+	v := &VCPU{
+		file: newFile(f), mmap: m, run: runOf(m), msrs: vm.msrs,
+		hasSRegs2: vm.hasSRegs2, hasXSAVE2: vm.hasXSAVE2, scalesTSC: vm.scalesTSC,
+	}
 	v.xsaveSize = xsaveMinSize
 	if v.hasXSAVE2 {
 		v.xsaveSize = max(v.xsaveSize, vm.CheckExtension(CapXSAVE2))
@@ -68,6 +72,16 @@ func (v *VCPU) GetCPUID2() ([]CPUIDEntry, error) {
 func (v *VCPU) GetTSCKHz() (int, error) {
 	n, err := v.ioctl("KVM_GET_TSC_KHZ", nrGetTSCKHz, 0)
 	return int(n), err
+}
+
+// SetTSCKHz is KVM_SET_TSC_KHZ (0xaea2): has the guest's time-stamp counter count with that frequency in kHz. It fails
+// with ENOTSUP where the CPU cannot scale the counter: KVM would push it forward at each exit instead, if at all.
+func (v *VCPU) SetTSCKHz(khz int) error {
+	if !v.scalesTSC {
+		return fmt.Errorf("KVM_SET_TSC_KHZ: the CPU does not scale its counter: %w", unix.ENOTSUP)
+	}
+	_, err := v.ioctl("KVM_SET_TSC_KHZ", nrSetTSCKHz, uintptr(khz))
+	return err
 }
 
 // KVMClockCtrl is KVM_KVMCLOCK_CTRL (0xaead): tells the guest that it was paused, so that its watchdogs do not bark. It

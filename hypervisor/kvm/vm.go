@@ -12,6 +12,7 @@ type VM struct {
 	msrs         []uint32
 	hasSRegs2    bool
 	hasXSAVE2    bool
+	scalesTSC    bool
 
 	mu    sync.Mutex
 	slots map[uint32]uint64 // number of a memory slot → its size in bytes

@@ -83,11 +83,22 @@ const (
 type CMOSConfig struct {
 	IRQ     irq.Line
 	Alarm   func()        // if not nil, called when the alarm interrupts; it must not access the clock
-	Offset  time.Duration // the guest's clock at first, relative to UTC
+	Battery *Battery      // what an earlier clock left; nil is a new one
+	Offset  time.Duration // the guest's clock with a new battery, relative to UTC
 	Below4G uint64        // bytes of RAM below 4 GiB
 	Above4G uint64        // bytes of RAM from 4 GiB
 	Boot    [3]uint8      // boot order: 1 floppy, 2 disk, 3 CD, 4 network, 0 none
 	CPUs    int           // at least 1
+}
+
+// Battery is what a CMOS clock keeps when its board resets: its memory, and the time that the guest has set. A board that
+// takes another's place, as at a reboot, gets the same Battery; no two have it at once. The zero value is new: the clock
+// is right.
+type Battery struct {
+	charged  bool                    // the rest is of use
+	ram      [2 * cmosBankSize]uint8 // the time registers count only while ticking says no
+	offset   int64                   // whole seconds of guest time less host time
+	offsetNs int64                   // and nanoseconds, either sign, below 1 s
 }
 
 // CMOS is the clock of the PC, an MC146818, with 256 bytes of memory.
@@ -96,6 +107,7 @@ type CMOSConfig struct {
 // it is right after a restore. The flags of register C are worked out when somebody looks; a timer runs only while an
 // interrupt is enabled and the line is low, so a guest costs at most one timer per interrupt that it takes.
 type CMOS struct {
+	*Battery
 	alarm func()
 
 	mu      sync.Mutex
@@ -103,22 +115,27 @@ type CMOS struct {
 	running bool        // between Resume and Pause
 	timer   *time.Timer // calls fire
 
-	ram       [2 * cmosBankSize]uint8 // the time registers count only while ticking says no
 	index     uint8
 	indexHigh uint8
-	offset    int64 // whole seconds of guest time less host time
-	offsetNs  int64 // and nanoseconds, either sign, below 1 s
 	seen      int64 // guest time, in seconds and
 	seenNs    int64 // nanoseconds, up to which register C is worked out
 }
 
 // NewCMOS returns a clock, mapped at CMOSBase.
 func NewCMOS(cfg CMOSConfig) *CMOS {
-	r := &CMOS{alarm: cfg.Alarm, irq: pin{line: cfg.IRQ}}
+	r := &CMOS{Battery: cfg.Battery, alarm: cfg.Alarm, irq: pin{line: cfg.IRQ}}
+	if r.Battery == nil {
+		r.Battery = new(Battery)
+	}
 	r.timer = time.AfterFunc(time.Hour, r.fire)
 	r.timer.Stop()
-	r.offset, r.offsetNs = int64(cfg.Offset/time.Second), int64(cfg.Offset%time.Second)
-	r.ram[rtcA], r.ram[rtcB] = rtc32k|6, rtc24
+	if !r.charged {
+		r.charged = true
+		r.ram[rtcA], r.ram[rtcB] = rtc32k|6, rtc24
+		r.offset, r.offsetNs = int64(cfg.Offset/time.Second), int64(cfg.Offset%time.Second)
+	}
+	r.ram[rtcB] &^= rtcPIE | rtcAIE | rtcUIE | rtcSQW
+	r.ram[rtcC] = 0
 	r.ram[cmosEquipment] = 1<<1 | 1<<2 // a numeric coprocessor, a PS/2 mouse port
 	put := func(at int, v uint64, n int) {
 		for i := range n {
@@ -412,8 +429,10 @@ func (r *CMOS) untilEvent() (time.Duration, bool) {
 		if enabled&rtcUIE != 0 {
 			d = min(d, time.Second-time.Duration(r.seenNs))
 		}
-		if s, ok := r.untilAlarm(r.seen); ok && enabled&rtcAIE != 0 {
-			d = min(d, time.Duration(s)*time.Second-time.Duration(r.seenNs))
+		if enabled&rtcAIE != 0 {
+			if s, ok := r.untilAlarm(r.seen); ok {
+				d = min(d, time.Duration(s)*time.Second-time.Duration(r.seenNs))
+			}
 		}
 	}
 	return d, d != never
@@ -434,8 +453,8 @@ func (r *CMOS) period() (shift uint8, ok bool) {
 	return rs - 1, true
 }
 
-// untilAlarm returns the number of seconds, from 1 to a day, until the alarm registers match after sec. It skips the
-// hours and minutes that do not match, so it looks at 150 times at most.
+// untilAlarm returns the number of seconds, from 1 to a day, until the alarm registers match after sec, if they ever do.
+// It skips what does not match, so it looks at 150 times at most.
 func (r *CMOS) untilAlarm(sec int64) (int64, bool) {
 	field := func(reg uint8, v int) int64 {
 		if r.ram[reg]&rtcDontCare == rtcDontCare {
@@ -444,6 +463,9 @@ func (r *CMOS) untilAlarm(sec int64) (int64, bool) {
 		return int64(v)
 	}
 	h, m, s := field(rtcHourA, r.hour(rtcHourA)), field(rtcMinA, r.value(rtcMinA)), field(rtcSecA, r.value(rtcSecA))
+	if h > 23 || m > 59 || s > 59 {
+		return 0, false
+	}
 	today := ((sec % secondsADay) + secondsADay) % secondsADay
 	for d := int64(1); d <= secondsADay; {
 		t := (today + d) % secondsADay
@@ -453,7 +475,7 @@ func (r *CMOS) untilAlarm(sec int64) (int64, bool) {
 		case m >= 0 && t/60%60 != m:
 			d += 60 - t%60
 		case s >= 0 && t%60 != s:
-			d++
+			d += (s - t%60 + 60) % 60
 		default:
 			return d, true
 		}

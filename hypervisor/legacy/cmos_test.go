@@ -64,6 +64,48 @@ func (r testCMOS) setClock(values map[byte]byte) {
 	r.put(rtcA, a)
 }
 
+// A reboot is a new clock with the old one's battery: time and memory stay, interrupts and what the board says are new.
+func TestCMOSBattery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const free, freeHigh = 0x50, 0x90 // bytes of either bank that are nobody's
+		battery := new(Battery)
+		r := newTestCMOS(CMOSConfig{Battery: battery, CPUs: 4})
+		r.setClock(map[byte]byte{rtcYear: 0x31})
+		r.put(free, 0xa5)
+		r.put(cmosCPUs, 99)
+		out(r.CMOS, CMOSBase, 2, 1, freeHigh-cmosBankSize)
+		out(r.CMOS, CMOSBase, 3, 1, 0x5a)
+		r.put(rtcSecA, 0xc0)
+		r.put(rtcMinA, 0xc0)
+		r.put(rtcHourA, 0xc0)
+		r.put(rtcB, rtc24|rtcAIE|rtcUIE)
+		r.start(t)
+		time.Sleep(90 * time.Second)
+		if !r.line.level.Load() {
+			t.Error("there was no alarm")
+		}
+		if err := r.Pause(); err != nil {
+			t.Fatal(err)
+		}
+
+		r = newTestCMOS(CMOSConfig{Battery: battery, CPUs: 2})
+		r.start(t)
+		time.Sleep(time.Second)
+		if got, want := r.text(), "2031-01-01 00:01:31 day 4"; got != want {
+			t.Errorf("the clock says %s, want %s", got, want)
+		}
+		if r.get(free) != 0xa5 || r.ram[freeHigh] != 0x5a {
+			t.Errorf("its memory holds %#x and %#x", r.get(free), r.ram[freeHigh])
+		}
+		if n := r.get(cmosCPUs); n != 1 {
+			t.Errorf("the board says that there are %d processors more", n)
+		}
+		if r.get(rtcB) != rtc24 || r.line.level.Load() {
+			t.Errorf("register B is %#x, the line is high: %t", r.get(rtcB), r.line.level.Load())
+		}
+	})
+}
+
 func TestCMOSFormats(t *testing.T) {
 	for _, tc := range []struct {
 		after time.Duration
@@ -328,4 +370,22 @@ func TestCMOSAlarmAgrees(t *testing.T) {
 			rt.Fatalf("%d, want never", got)
 		}
 	})
+}
+
+// TestCMOSAlarmIsCheap holds that a guest cannot make the search long: each access to the clock may begin one.
+func TestCMOSAlarmIsCheap(t *testing.T) {
+	r := newTestCMOS(CMOSConfig{})
+	r.put(rtcB, rtc24|rtcDM)
+	for _, alarm := range [][3]byte{{rtcDontCare, rtcDontCare, 60}, {rtcDontCare, 60, 0}, {24, 0, 0}, {0, 0, 59}} {
+		r.put(rtcHourA, alarm[0])
+		r.put(rtcMinA, alarm[1])
+		r.put(rtcSecA, alarm[2])
+		start := time.Now()
+		for i := range int64(5000) {
+			r.untilAlarm(i)
+		}
+		if d := time.Since(start); d > 300*time.Millisecond { // they take two; trying each second of a day took 800
+			t.Errorf("alarm %d: 5000 searches take %v", alarm, d)
+		}
+	}
 }

@@ -27,7 +27,7 @@ type DebugConsole struct {
 }
 
 // NewDebugConsole returns a debug console, mapped at DebugConsolePort, that prints to w. A writer that may block for
-// good must have SetWriteDeadline.
+// good should have SetWriteDeadline, as a UART's.
 func NewDebugConsole(w io.Writer) *DebugConsole {
 	d := &DebugConsole{line: newRing(debugconLine)}
 	d.out.init(w, nil)

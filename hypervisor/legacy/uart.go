@@ -82,7 +82,8 @@ const (
 // Output goes to an io.Writer through a buffer of 16 KiB and a goroutine of its own, so that a vCPU never waits for the
 // host. When the buffer has no room for a whole transmit FIFO, the guest sees the transmitter busy until it has: that is
 // the back-pressure, and a guest that sends regardless loses what it sends, as on hardware. What the writer refuses is
-// dropped. A writer that may block for good must have SetWriteDeadline, or Pause waits for it.
+// dropped. A writer that may block for good should have SetWriteDeadline: without it Pause waits a second, and what the
+// writer was given is lost.
 //
 // Input waits in a queue of 1 KiB behind the receive FIFO; Receive blocks while it is full, so the receiver never
 // overruns, except in loopback mode, where the guest can see to it. The character timeout comes at once: the host's
@@ -366,12 +367,14 @@ func (u *UART) drained() {
 }
 
 // Receive hands p to the guest. It returns when the last byte is in the queue, or with the number of bytes that are and
-// ctx's error. It waits while the queue is full or the UART paused. One call at a time.
+// ctx's error. It waits while the queue is full or the UART paused. What several calls hand over at a time is mixed.
 func (u *UART) Receive(ctx context.Context, p []byte) (int, error) {
-	n := 0
-	for {
-		n += u.receive(p[n:])
-		if n == len(p) {
+	for n := 0; ; {
+		k, room := u.receive(p[n:])
+		if n += k; n == len(p) {
+			if room {
+				signal(u.space) // for another Receive that waits
+			}
 			return n, nil
 		}
 		select {
@@ -382,20 +385,19 @@ func (u *UART) Receive(ctx context.Context, p []byte) (int, error) {
 	}
 }
 
-// receive takes what there is room for, and returns how much that was.
-func (u *UART) receive(p []byte) int {
+// receive takes what there is room for, and returns how much that was and whether there is room for more.
+func (u *UART) receive(p []byte) (n int, room bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.paused {
-		return 0
+		return 0, false
 	}
-	n := 0
 	for n < len(p) && u.in.push(p[n]) {
 		n++
 		u.refill()
 	}
 	u.update()
-	return n
+	return n, u.in.free() > 0
 }
 
 // Flush waits until the writer has got all that the guest has sent, or for ctx. The UART must not be paused.

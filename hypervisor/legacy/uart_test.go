@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -185,6 +186,82 @@ func TestUARTPauseBlocked(t *testing.T) {
 	}
 }
 
+// TestUARTPauseStuck pauses a UART whose writer blocks for good and has no deadlines. What it was given is its own; the
+// rest waits until it has returned, over any number of pauses, and is written once.
+func TestUARTPauseStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &gate{open: make(chan struct{})}
+		u := newTestUART(g)
+		u.resume(t)
+		u.out(uartRBR, 'a')
+		synctest.Wait() // the goroutine is in Write from here
+		u.out(uartIER, ierTHRE)
+		for u.in(uartLSR)&lsrTHRE != 0 {
+			u.out(uartRBR, 'b')
+		}
+		rest := int(u.UART.out.n.Load()) - 1
+		u.pause(t)
+		if u.in(uartLSR)&lsrTHRE == 0 || !u.line.level.Load() {
+			t.Error("the transmitter stays busy although there is room for a FIFO")
+		}
+		state, err := encode(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			u.resume(t)
+			synctest.Wait()
+			u.pause(t)
+		}
+		u.resume(t)
+		close(g.open)
+		if err := u.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		u.pause(t)
+		want := bytes.Repeat([]byte{'b'}, rest)
+		if !bytes.Equal(g.Bytes(), append([]byte{'a'}, want...)) {
+			t.Errorf("the writer has %d bytes or others, want a and %d times b", g.Len(), rest)
+		}
+
+		var saved bytes.Buffer
+		v := newTestUART(&saved)
+		if err := decode(v, state); err != nil {
+			t.Fatal(err)
+		}
+		v.resume(t)
+		if err := v.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		v.pause(t)
+		if !bytes.Equal(saved.Bytes(), want) {
+			t.Errorf("restored, it sends %d bytes or others, want %d times b", saved.Len(), rest)
+		}
+	})
+}
+
+// TestUARTPauseBetweenWrites pauses a UART whose writer loses what it has, as a socket whose client is replaced, and would
+// block with the next: it is given no more.
+func TestUARTPauseBetweenWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &gate{open: make(chan struct{})}
+		u := newTestUART(g)
+		u.resume(t)
+		u.out(uartRBR, 'a')
+		synctest.Wait()
+		u.out(uartRBR, 'b')
+		go func() {
+			time.Sleep(pauseLimit / 2) // pause waits by then
+			g.open <- struct{}{}
+		}()
+		u.pause(t)
+		if n := u.UART.out.n.Load(); n != 1 || g.String() != "a" {
+			t.Errorf("%d bytes wait and the writer has %q, want 1 and a", n, g.String())
+		}
+		close(g.open)
+	})
+}
+
 func TestUARTInterrupts(t *testing.T) {
 	u := newTestUART(io.Discard)
 	u.resume(t)
@@ -334,6 +411,32 @@ func TestUARTReceiveBlocks(t *testing.T) {
 		defer cancel()
 		if n, err := u.Receive(ctx, make([]byte, 5000)); n != uartInput+1 || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("took %d, %v", n, err)
+		}
+		u.pause(t)
+	})
+}
+
+// TestUARTReceiveTwo has two hand over input at a time, as a client's and its successor's goroutines do: both get on.
+func TestUARTReceiveTwo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := newTestUART(io.Discard)
+		u.resume(t)
+		u.feed(t, string(make([]byte, uartInput+1)))
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() { u.feed(t, "0123456789") })
+		}
+		synctest.Wait() // both wait
+		n := 0
+		for u.in(uartLSR)&lsrDR != 0 {
+			for ; u.in(uartLSR)&lsrDR != 0; n++ { // faster than they wake
+				u.in(uartRBR)
+			}
+			synctest.Wait()
+		}
+		wg.Wait()
+		if want := uartInput + 1 + 20; n != want {
+			t.Errorf("the guest read %d bytes, want %d", n, want)
 		}
 		u.pause(t)
 	})

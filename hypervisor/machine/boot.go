@@ -119,6 +119,7 @@ func (m *Machine) acpiTables() (*acpi.Tables, error) {
 		PCIMem64: acpi.Window{Base: mem64.Next, Last: mem64.Last},
 		INTx:     intxGSI,
 		PMBase:   legacy.PMBase, ResetPort: legacy.ResetPort, ResetValue: legacy.ResetValue,
+		S4:         true, // off, as S5: what the guest needs then is on its disk
 		CenturyReg: cmosCentury, I8042: true, COM1: m.serial[0] != nil, COM2: m.serial[1] != nil,
 		FWCfg: true, VMGenID: true,
 	})

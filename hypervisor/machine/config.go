@@ -2,7 +2,7 @@
 // its small devices, slots for PCI cards, and the vCPUs. It looks like a PC with Intel's Q35 chipset.
 //
 // A Machine is built from a Config and lives once. A guest that reboots gets a new Machine of the same Config, in the same
-// process: what the host opened for it (disks, sockets) is the Config's and stays.
+// process: what the host opened for it (disks, sockets) is the Config's and stays, as does what a battery keeps.
 //
 //	New or Restore ──▶ Start ──▶ running ⇄ Pause/Resume (Save) ──▶ Wait returns an Outcome ──▶ Close
 package machine
@@ -38,6 +38,8 @@ type Config struct {
 	// PS2 builds the keyboard [0] and the mouse [1] at the keyboard controller, for each Machine of the Config; nil leaves
 	// a port empty. The device calls ready when it has something to send (legacy.I8042.Ready).
 	PS2 [2]func(ready func()) PS2Device
+
+	Battery *legacy.Battery // of the CMOS clock, which goes from one machine to the next; nil is a new one
 
 	Slots []Slot // the cards, in the order of their slots
 

@@ -32,7 +32,7 @@ func (m *Machine) addDevices() error {
 	m.fwcfg = legacy.NewFWCfg(m.mem)
 	m.vmgenid = acpi.NewVMGenID(m.mem, func() { _ = m.pm.RaiseGPE(acpi.VMGenIDGPE) })
 	m.devices = append(m.devices, m.vmgenid)
-	cmos := legacy.NewCMOS(legacy.CMOSConfig{IRQ: irqs.line(legacy.CMOSIRQ), Alarm: m.pm.RTCAlarm,
+	cmos := legacy.NewCMOS(legacy.CMOSConfig{IRQ: irqs.line(legacy.CMOSIRQ), Alarm: m.pm.RTCAlarm, Battery: m.cfg.Battery,
 		Below4G: below, Above4G: above, Boot: [3]uint8{2, 3, 0}, CPUs: m.cfg.CPUs})
 	fastA20 := legacy.NewFastA20(m.resetKind("port 0x92"))
 	exit := legacy.NewDebugExit(func(v uint32) {

@@ -1,7 +1,12 @@
 package machine
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/lodgehv/lodge/hypervisor/kvm/kvmtest"
@@ -30,6 +35,7 @@ func TestEndings(t *testing.T) {
 		{"FADT's reset register", (*guest).resetByFADT, Outcome{Reason: Reboot, Detail: "reset by port 0xcf9"}},
 		{"PM1a_CNT", func(g *guest) { g.Out16(legacy.PMBase+legacy.PM1ControlOff, uint16(legacy.S5.SleepType())<<10|1<<13) },
 			Outcome{Reason: PowerOff, Detail: "ACPI state S5"}},
+		{"PM1a_CNT by \\_S4", (*guest).hibernate, Outcome{Reason: PowerOff, Detail: "ACPI state S4"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := newGuest(t, small(t, kvmtest.RemoteProgram()))
@@ -78,6 +84,78 @@ func (g *guest) resetByFADT() {
 		return
 	}
 	g.t.Fatalf("no FADT among %d tables", n)
+}
+
+// A guest that has ended its machine does not see its next instruction, and cannot be saved.
+func TestNothingAfterTheEnd(t *testing.T) {
+	for name, end := range map[string]func(a *kvmtest.Asm){
+		"reset": func(a *kvmtest.Asm) { a.Mov(kvmtest.RDX, legacy.Port92).Mov(kvmtest.RAX, 1).Out8() },
+		"power off": func(a *kvmtest.Asm) {
+			a.Mov(kvmtest.RDX, legacy.PMBase+legacy.PM1ControlOff).Mov(kvmtest.RAX, uint64(legacy.S5.SleepType())<<10|1<<13).Out16()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, small(t, kvmtest.Program{Ring: kvmtest.Ring0, Main: func(a *kvmtest.Asm) {
+				end(a)
+				counts.Main(a)
+			}}))
+			start(t, m)
+			outcome(t, m)
+			dir := filepath.Join(t.TempDir(), "saved")
+			for range 3 {
+				if err := m.Save(t.Context(), dir, nil, nil); !errors.Is(err, ErrEnded) {
+					t.Errorf("saved: %v", err)
+				}
+			}
+			if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("there is a saved state: %v", err)
+			}
+			if err := errors.Join(m.Pause(), m.Resume(), m.Pause()); err != nil {
+				t.Error(err)
+			}
+			if n := counter(t, m); n != 0 {
+				t.Errorf("the guest has counted to %d", n)
+			}
+		})
+	}
+}
+
+// hibernate takes SLP_TYP from the DSDT's \_S4, a package that begins with it (ACPI 6.5 §7.4.2.5).
+func (g *guest) hibernate() {
+	tables := g.bytes(tablesBase, tablesEnd-tablesBase)
+	_, after, ok := bytes.Cut(tables, []byte("_S4_"))
+	if !ok {
+		g.t.Fatal("the DSDT has no _S4")
+	}
+	const packageOp, bytePrefix = 0x12, 0x0a // a package's length is one byte and the number of its elements another
+	if after[0] != packageOp || after[3] != bytePrefix {
+		g.t.Fatalf("_S4 is % x", after[:8])
+	}
+	g.Out16(legacy.PMBase+legacy.PM1ControlOff, uint16(after[4])<<10|1<<13)
+}
+
+// What the guest has set its clock to and put into the CMOS memory is there after a reboot.
+func TestBatteryOutlivesReboot(t *testing.T) {
+	const year, free = 9, 0x50
+	cfg := small(t, kvmtest.RemoteProgram())
+	cfg.Battery = new(legacy.Battery)
+	g := newGuest(t, cfg)
+	for reg, v := range map[uint8]uint8{year: 0x77, free: 0xa5} {
+		g.Out8(legacy.CMOSBase, reg)
+		g.Out8(legacy.CMOSBase+1, v)
+	}
+	g.Out8(legacy.Port92, 1)
+	outcome(t, g.Machine)
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g = newGuest(t, cfg)
+	for reg, want := range map[uint8]uint8{year: 0x77, free: 0xa5} {
+		g.Out8(legacy.CMOSBase, reg)
+		if v := g.In8(legacy.CMOSBase + 1); v != want {
+			t.Errorf("register %#x is %#x, want %#x", reg, v, want)
+		}
+	}
 }
 
 // The power button sets its bit and interrupts; the guest then switches off.

@@ -26,7 +26,10 @@ type interrupts struct {
 	table  []kvm.RoutingEntry
 }
 
-const pirqOff = 0x80
+const (
+	pirqOff      = 0x80
+	pirqReserved = 1<<0 | 1<<1 | 1<<2 | 1<<8 | 1<<13 // ISA interrupts that a PIRQ cannot be routed to
+)
 
 // newInterrupts sets the routes of the 24 lines: an ISA interrupt reaches both the PIC and the IOAPIC, the timer at pin 2
 // of the latter as the MADT says (its own pin 2, the cascade, does not exist there); a PIRQ the IOAPIC only.
@@ -91,12 +94,13 @@ func (n *interrupts) assert(gsi uint32, level bool) error {
 
 // driveISA makes the ISA interrupt of PIRQ i agree with the PIRQ's level and routing.
 func (n *interrupts) driveISA(i int) error {
-	want := n.levels[gsiPIRQ+i] > 0 && n.pirq[i]&pirqOff == 0
+	isa := n.pirq[i] & 0xf
+	want := n.levels[gsiPIRQ+i] > 0 && n.pirq[i]&pirqOff == 0 && pirqReserved>>isa&1 == 0
 	if want == n.raised[i] {
 		return nil
 	}
 	n.raised[i] = want
-	return n.assert(uint32(n.pirq[i]&0xf), want)
+	return n.assert(uint32(isa), want)
 }
 
 // routePIRQ is the guest's write to the routing register of PIRQ i.
@@ -154,7 +158,14 @@ func (v *vectors) Trigger(i int) error {
 	return v.send(e)
 }
 
+// forAPIC reports whether m is an interrupt (Intel SDM volume 3, §11.11.1). A message to another address would be a write
+// to memory: KVM does not look, and would make an interrupt of that too.
+func forAPIC(m irq.MSI) bool { return m.Addr>>20 == lapicBase>>20 }
+
 func (v *vectors) send(e *vector) error {
+	if !forAPIC(e.msg) {
+		return nil
+	}
 	_, err := v.n.vm.SignalMSI(e.msg.Addr, e.msg.Data) // not delivered: the guest aimed it at a CPU that is not there
 	return err
 }
@@ -164,6 +175,18 @@ func (v *vectors) Pending(i int) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.v[i].pending
+}
+
+// Cancel implements irq.Vectors.
+func (v *vectors) Cancel(i int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e := &v.v[i]
+	e.pending = false
+	if e.fd >= 0 && !e.bound {
+		var count [8]byte
+		_, _ = unix.Read(e.fd, count[:]) // it does not block: there may be no signal
+	}
 }
 
 // Update implements irq.Vectors. While an eventfd's vector is masked KVM does not listen: signals add up in the eventfd,
@@ -206,7 +229,7 @@ func (v *vectors) EventFD(i int) (int, error) {
 
 // bind makes the irqfd of e agree with its mask and message.
 func (v *vectors) bind(e *vector) error {
-	if e.masked {
+	if e.masked || !forAPIC(e.msg) {
 		if !e.bound {
 			return nil
 		}

@@ -53,6 +53,10 @@ func TestVectors(t *testing.T) {
 		g.expect(0x36)
 		g.EndOfInterrupt()
 		g.quiet()
+		step(v.Update(i, message(0x37), true), send())
+		v.Cancel(i)
+		step(v.Update(i, message(0x37), false))
+		g.quiet()
 	}
 	routes := len(g.interrupts.table)
 	if err := v.Close(); err != nil {
@@ -61,6 +65,44 @@ func TestVectors(t *testing.T) {
 	if n := len(g.interrupts.table); n != routes-1 || len(g.interrupts.routes) != 0 {
 		t.Errorf("%d routes after closing, %d before; %v", n, routes, g.interrupts.routes)
 	}
+}
+
+// A message to any address but the local APICs' is no interrupt.
+func TestMessageElsewhere(t *testing.T) {
+	g := newGuest(t, small(t, kvmtest.RemoteProgram()))
+	g.Sti()
+	v, err := g.interrupts.Vectors(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	fd, err := v.EventFD(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	update := func(addr uint64) {
+		t.Helper()
+		m := irq.MSI{Addr: addr, Data: 0x31}
+		if err := errors.Join(v.Update(0, m, false), v.Update(1, m, false)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, addr := range []uint64{0, 0x1000, lapicBase - 1<<20, lapicBase + 1<<20, 1<<32 | lapicBase} {
+		update(addr)
+		if err := v.Trigger(0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+			t.Fatal(err)
+		}
+		g.quiet()
+	}
+	update(lapicBase + 0xff000)
+	if err := v.Trigger(0); err != nil {
+		t.Fatal(err)
+	}
+	g.expect(0x31)
+	g.EndOfInterrupt()
 }
 
 // Two devices share a line. It stays up until both let go.
@@ -133,4 +175,31 @@ func TestPIRQToISA(t *testing.T) {
 	g.Out8(0x20, 0x20)
 	g.EndOfInterrupt()
 	g.quiet()
+}
+
+// A PIRQ that is routed to an interrupt of the board's own stays away from it.
+func TestPIRQToReserved(t *testing.T) {
+	g := newGuest(t, small(t, kvmtest.RemoteProgram()))
+	n := g.interrupts
+	for isa := range uint8(16) {
+		n.routePIRQ(7, isa)
+		line := n.line(gsiPIRQ + 7)
+		if err := line.Set(true); err != nil {
+			t.Fatal(err)
+		}
+		want := 1
+		switch isa {
+		case 0, 1, 2, 8, 13:
+			want = 0
+		}
+		if got := n.levels[isa]; got != want {
+			t.Errorf("ISA interrupt %d is asserted %d times, want %d", isa, got, want)
+		}
+		if err := line.Set(false); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.levels[isa]; got != 0 {
+			t.Errorf("ISA interrupt %d is still asserted", isa)
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/acpi"
@@ -44,10 +45,12 @@ type Machine struct {
 	mu      sync.Mutex
 	running bool
 	paused  bool // ran before
+	saved   bool // while it was paused
 	closed  bool
 	over    chan struct{} // closed with the outcome
 	once    sync.Once
 	outcome Outcome
+	ended   atomic.Bool // there is an outcome: the vCPUs do not run on
 }
 
 // New builds a machine whose guest starts from cfg.Boot. Nothing runs before Start.
@@ -203,6 +206,7 @@ func (m *Machine) addCPUs() error {
 		if err != nil {
 			return err
 		}
+		cpu.EndWith(&m.ended)
 		m.cpus = append(m.cpus, cpu)
 	}
 	return nil
@@ -238,7 +242,7 @@ func (m *Machine) resume() error {
 			return err
 		}
 	}
-	m.paused = false
+	m.paused, m.saved = false, false
 	return nil
 }
 
@@ -299,7 +303,8 @@ func (m *Machine) Wait(ctx context.Context) (Outcome, error) {
 
 var errClosed = errors.New("machine is closed")
 
-// Close ends the machine: its vCPUs, devices and memory. What the guest wrote to its serial ports has been written then.
+// Close ends the machine: its vCPUs, devices and memory. What the guest wrote to its serial ports has been written then,
+// or is part of the state that was saved.
 func (m *Machine) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -310,10 +315,15 @@ func (m *Machine) Close() error {
 	for _, c := range m.cpus {
 		errs = append(errs, c.Stop())
 	}
-	if m.running {
+	switch outputs := m.outputs(); {
+	case m.running:
 		m.flush()
 		errs = append(errs, snap.PauseAll(m.devices))
 		m.running = false
+	case m.paused && !m.saved:
+		errs = append(errs, snap.ResumeAll(outputs))
+		m.flush()
+		errs = append(errs, snap.PauseAll(outputs))
 	}
 	m.closed = true
 	for _, c := range m.cards {
@@ -325,6 +335,19 @@ func (m *Machine) Close() error {
 	errs = append(errs, m.mem.Close())
 	m.finish(Outcome{Reason: Closed})
 	return errors.Join(errs...)
+}
+
+// outputs returns the devices that keep what nobody has taken yet.
+func (m *Machine) outputs() (cs []snap.Component) {
+	for _, p := range m.serial {
+		if p != nil {
+			cs = append(cs, p)
+		}
+	}
+	if m.debugcon != nil {
+		cs = append(cs, m.debugcon)
+	}
+	return cs
 }
 
 // flushLimit bounds how long a machine that ends waits for somebody to take its last output.

@@ -48,6 +48,7 @@ type Outcome struct {
 func (m *Machine) finish(o Outcome) {
 	m.once.Do(func() {
 		m.outcome = o
+		m.ended.Store(true)
 		close(m.over)
 	})
 }

@@ -1,7 +1,9 @@
 package machine
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -9,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,8 +19,10 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/kvm/kvmtest"
 	"github.com/lodgehv/lodge/hypervisor/legacy"
+	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
+	"github.com/lodgehv/lodge/hypervisor/virtio/blk"
 	"github.com/lodgehv/lodge/hypervisor/virtio/rng"
 )
 
@@ -149,6 +154,71 @@ func TestSaveRestore(t *testing.T) {
 	}
 }
 
+// A machine with as many processors as there can be goes on on all of them, each where it was.
+func TestSaveAllCPUs(t *testing.T) {
+	const counters = 0x100
+	count := []byte{ // 16-bit code
+		0x66, 0xb8, 1, 0, 0, 0, // mov eax, 1
+		0x0f, 0xa2, // cpuid
+		0x66, 0xc1, 0xeb, 24, // shr ebx, 24: the APIC ID
+		0xc1, 0xe3, 2, // shl bx, 2
+		0x2e, 0x66, 0xff, 0x87, counters & 0xff, counters >> 8, // inc dword [cs:bx+counters]
+		0xeb, 0xf8, // jmp to it
+	}
+	cfg := small(t, kvmtest.RemoteProgram())
+	cfg.CPUs = MaxCPUs
+	g := newGuest(t, cfg)
+	reached := func(m *Machine) (n [MaxCPUs]uint32) {
+		b := make([]byte, 4*MaxCPUs)
+		if err := m.Memory().ReadAt(b, kvmtest.Data+counters); err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			n[i] = binary.LittleEndian.Uint32(b[4*i:])
+		}
+		return n
+	}
+	allCount := func(m *Machine, from [MaxCPUs]uint32) {
+		t.Helper()
+		for deadline := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
+			now, behind := reached(m), 0
+			for i := 1; i < MaxCPUs; i++ { // the first does what we tell it
+				if now[i] <= from[i] {
+					behind++
+				}
+			}
+			if behind == 0 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d CPUs stand still: %d, from %d", behind, now, from)
+			}
+		}
+	}
+	g.put(kvmtest.Data, count)
+	const icr, initAll, sipiAll = 0xfee00300, 0xc4500, 0xc4600 // to all but ourselves
+	g.Store32(icr, initAll)
+	g.Store32(icr, sipiAll|kvmtest.Data>>12)
+	allCount(g.Machine, [MaxCPUs]uint32{})
+	if err := g.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	at := reached(g.Machine)
+	dir := save(t, g.Machine, "")
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m := restore(t, cfg, dir, RestoreOptions{})
+	if now := reached(m); now != at {
+		t.Errorf("restored at %d, saved at %d", now, at)
+	}
+	g = attach(t, m)
+	allCount(m, at)
+	if v := g.In8(0x80); v != 0xff {
+		t.Errorf("the first CPU reads %#x", v)
+	}
+}
+
 // A guest saved with an interrupt waiting, and with a request that no device has looked at, loses neither.
 func TestSaveInFlight(t *testing.T) {
 	for name, intx := range map[string]bool{"MSI-X": false, "INTx": true} {
@@ -156,6 +226,9 @@ func TestSaveInFlight(t *testing.T) {
 			t.Run(name+" "+way, func(t *testing.T) {
 				disk := rawDisk(t, 1<<20)
 				cfg := fullBoard(t, kvmtest.RemoteProgram(), disk)
+				cfg.Slots[0] = Virtio("disk", func() (virtio.Device, error) { // the guest writes to it after it was saved
+					return blk.New(blk.Config{Name: "disk", File: disk, IgnoreChanges: true})
+				})
 				g := newGuest(t, cfg)
 				d := find(g, virtio.IDBlock)
 				d.start(intx, featureFlush)
@@ -361,6 +434,7 @@ func TestRestoreRefused(t *testing.T) {
 		{"another device", config(func(c *Config) { c.Slots = []Slot{{"disk", c.Slots[1].New}, {"rng", c.Slots[0].New}} }), nil, "disk"},
 		{"no COM2", config(func(c *Config) { c.Serial[1] = nil }), snap.ErrMismatch, "com2"},
 		{"debug console", config(func(c *Config) { c.DebugConsole = io.Discard }), snap.ErrMismatch, "debug"},
+		{"another disk", config(func(c *Config) { c.Slots = []Slot{diskSlot(rawDisk(t, 1<<20)), c.Slots[1]} }), nil, "was written to"},
 		{"size of the disk", config(func(c *Config) { c.Slots = []Slot{diskSlot(rawDisk(t, 2<<20)), c.Slots[1]} }), nil, "disk"},
 	} {
 		for way, opt := range ways {
@@ -389,6 +463,97 @@ func TestRestoreRefused(t *testing.T) {
 				before.noMore(t)
 			})
 		}
+	}
+}
+
+// What a paused guest has printed, and nobody has taken, is written when its machine is closed; but if it was saved, it is
+// written by the one that is restored, once.
+func TestCloseFlushesPaused(t *testing.T) {
+	for name, saved := range map[string]bool{"paused": false, "paused and saved": true} {
+		t.Run(name, func(t *testing.T) {
+			var out shutWriter
+			cfg := small(t, kvmtest.RemoteProgram())
+			cfg.Serial = [2]io.Writer{&out}
+			g := newGuest(t, cfg)
+			const text = "last words"
+			for _, c := range []byte(text) {
+				g.Out8(legacy.COM1Base, c)
+			}
+			if err := g.Pause(); err != nil {
+				t.Fatal(err)
+			}
+			out.open.Store(true)
+			want := text
+			var dir string
+			if saved {
+				dir, want = save(t, g.Machine, ""), ""
+			}
+			if err := g.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if got := out.String(); got != want {
+				t.Errorf("written: %q, want %q", got, want)
+			}
+			if saved {
+				m := restore(t, cfg, dir, RestoreOptions{})
+				start(t, m)
+				if err := m.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if got := out.String(); got != text {
+					t.Errorf("written after the restore: %q, want %q", got, text)
+				}
+			}
+		})
+	}
+}
+
+// shutWriter takes nothing until it is open.
+type shutWriter struct {
+	open atomic.Bool
+	bytes.Buffer
+}
+
+func (w *shutWriter) Write(p []byte) (int, error) {
+	if !w.open.Load() {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return w.Buffer.Write(p)
+}
+
+// Verify knows the version of every component's state, and looks at all of them and at the memory.
+func TestVerify(t *testing.T) {
+	cfg := fullBoard(t, counts, rawDisk(t, 1<<20))
+	cfg.DebugConsole = io.Discard
+	m := newMachine(t, cfg)
+	for _, c := range m.components() {
+		if got := newestVersion(c.SnapID()); got != c.SnapVersion() {
+			t.Errorf("%s: version %d is the newest known, and %d is written", c.SnapID(), got, c.SnapVersion())
+		}
+	}
+	dir, other := save(t, m, ""), save(t, m, "")
+	if err := openSaved(t, dir).Verify(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	path := filepath.Join(dir, snap.StateName)
+	good, err := snap.Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range good.Sections {
+		bad := *good
+		bad.Sections = slices.Clone(good.Sections)
+		bad.Sections[i].Version++
+		s := &Saved{dir: dir, file: &bad}
+		if err := s.Verify(t.Context(), nil); !errors.Is(err, snap.ErrNewer) || !strings.Contains(err.Error(), bad.Sections[i].ID) {
+			t.Errorf("a newer %s: %v", bad.Sections[i].ID, err)
+		}
+	}
+	if err := os.Rename(filepath.Join(other, snap.RAMName), filepath.Join(dir, snap.RAMName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := openSaved(t, dir).Verify(t.Context(), nil); !errors.Is(err, mem.ErrForeign) {
+		t.Errorf("the memory of another state: %v", err)
 	}
 }
 

@@ -7,11 +7,16 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
+	"github.com/lodgehv/lodge/hypervisor/acpi"
+	"github.com/lodgehv/lodge/hypervisor/legacy"
 	"github.com/lodgehv/lodge/hypervisor/mem"
+	"github.com/lodgehv/lodge/hypervisor/pci"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 	"github.com/lodgehv/lodge/hypervisor/vcpu"
+	"github.com/lodgehv/lodge/hypervisor/virtio/virtiopci"
 )
 
 // Sections of a state file beside the components'.
@@ -44,8 +49,12 @@ func (m *Machine) components() []snap.Component {
 	return append(cs, &vcpu.VMState{VM: m.vm})
 }
 
+// ErrEnded reports that a machine has had its Outcome.
+var ErrEnded = errors.New("the guest has ended: there is nothing to save")
+
 // Save writes the machine to the directory dir, which appears complete or not at all. A running guest is paused meanwhile.
 // definition is kept beside the state for whoever restores it. progress may be nil. If ctx ends first, nothing is written.
+// So it is with ErrEnded: a guest that has reset its machine would be saved between two lives.
 func (m *Machine) Save(ctx context.Context, dir string, definition []byte, progress mem.Progress) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -53,7 +62,11 @@ func (m *Machine) Save(ctx context.Context, dir string, definition []byte, progr
 	if err := m.pause(); err != nil {
 		return err
 	}
-	err := snap.PublishDir(dir, func(tmp string) error { return m.write(ctx, tmp, definition, progress) })
+	err := ErrEnded
+	if !m.ended.Load() { // no vCPU runs that could end it now
+		err = snap.PublishDir(dir, func(tmp string) error { return m.write(ctx, tmp, definition, progress) })
+		m.saved = err == nil
+	}
 	if wasRunning {
 		err = errors.Join(err, m.resume())
 	}
@@ -125,6 +138,42 @@ func (s *Saved) Definition() []byte {
 
 // Created returns when the machine was saved.
 func (s *Saved) Created() time.Time { return s.file.Created }
+
+// Verify reads all of what was saved, memory too, and returns what is wrong with it.
+func (s *Saved) Verify(ctx context.Context, progress mem.Progress) error {
+	for _, section := range s.file.Sections {
+		if newest := newestVersion(section.ID); section.Version > newest {
+			return fmt.Errorf("saved state %s: section %q has version %d, at most %d is known: %w",
+				s.dir, section.ID, section.Version, newest, snap.ErrNewer)
+		}
+	}
+	return mem.VerifyFile(ctx, filepath.Join(s.dir, snap.RAMName), s.file.Snapshot, progress)
+}
+
+// newestVersion returns the newest version that this program knows of the section of the given id.
+func newestVersion(id string) uint16 {
+	switch {
+	case id == sectionBoard:
+		return boardVersion
+	case id == sectionDefinition:
+		return 0
+	case id == "com1", id == "com2":
+		return new(legacy.UART).SnapVersion()
+	case id == "mch", id == "lpc":
+		return new(pci.Function).SnapVersion()
+	case strings.HasPrefix(id, "vcpu."):
+		return new(vcpu.CPU).SnapVersion()
+	}
+	for _, c := range []snap.Component{
+		new(acpi.VMGenID), new(legacy.I8042), new(legacy.CMOS), new(legacy.PM), new(legacy.FWCfg), new(legacy.FastA20),
+		new(legacy.DebugExit), new(legacy.DebugConsole), new(legacy.ResetControl), new(pci.Root), new(vcpu.VMState),
+	} {
+		if c.SnapID() == id {
+			return c.SnapVersion()
+		}
+	}
+	return new(virtiopci.Transport).SnapVersion() // a card, whose name is free
+}
 
 // RestoreOptions says how memory comes back.
 type RestoreOptions struct {

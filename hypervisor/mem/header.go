@@ -151,14 +151,22 @@ func openImage(f *os.File, id [16]byte, want []Range) (*header, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.id != id {
-		return nil, fmt.Errorf("RAM file %s: is of snapshot %x, the state beside it of %x: %w", f.Name(), h.id, id, ErrForeign)
+	if err := h.isOf(f, id); err != nil {
+		return nil, err
 	}
 	if !slices.Equal(h.ranges, sorted(want)) {
 		return nil, fmt.Errorf("RAM file %s: holds %s where the machine has %s: %w",
 			f.Name(), rangesString(h.ranges), rangesString(sorted(want)), ErrMismatch)
 	}
 	return h, nil
+}
+
+// isOf returns an error that names f unless h, its header, is of snapshot id.
+func (h *header) isOf(f *os.File, id [16]byte) error {
+	if h.id != id {
+		return fmt.Errorf("RAM file %s: is of snapshot %x, the state beside it of %x: %w", f.Name(), h.id, id, ErrForeign)
+	}
+	return nil
 }
 
 func rangesString(ranges []Range) string {

@@ -212,9 +212,10 @@ func (z *zeros) update(sum uint32, n uint64) uint32 {
 	return sum
 }
 
-// VerifyFile reads all of the RAM file at path and compares it with its checksums. The error is ErrForeign, ErrNewer,
-// ErrTruncated, ErrDamaged (it names the first guest-physical address that may be wrong), or the context's.
-func VerifyFile(ctx context.Context, path string, progress Progress) error {
+// VerifyFile reads all of the RAM file at path, which must be of snapshot id, and compares it with its checksums. The error
+// is ErrForeign, ErrNewer, ErrTruncated, ErrDamaged (it names the first guest-physical address that may be wrong), or the
+// context's.
+func VerifyFile(ctx context.Context, path string, id [16]byte, progress Progress) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("RAM file: %w", err)
@@ -222,6 +223,9 @@ func VerifyFile(ctx context.Context, path string, progress Progress) error {
 	defer f.Close()
 	h, err := readHeader(f)
 	if err != nil {
+		return err
+	}
+	if err := h.isOf(f, id); err != nil {
 		return err
 	}
 	table := make([]byte, 4*h.chunks())

@@ -66,7 +66,10 @@ func save(t testing.TB, m *Memory, path string) {
 	if err := m.SaveFile(context.Background(), path, testID, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := VerifyFile(context.Background(), path, nil); err != nil {
+	if err := VerifyFile(context.Background(), path, [16]byte{0xff}, nil); !errors.Is(err, ErrForeign) {
+		t.Errorf("VerifyFile for another snapshot = %v, want ErrForeign", err)
+	}
+	if err := VerifyFile(context.Background(), path, testID, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -261,7 +264,7 @@ func TestProgress(t *testing.T) {
 	}
 	ctx := context.Background()
 	steps("save", func(p Progress) error { return m.SaveFile(ctx, path, testID, p) })
-	steps("verify", func(p Progress) error { return VerifyFile(ctx, path, p) })
+	steps("verify", func(p Progress) error { return VerifyFile(ctx, path, testID, p) })
 }
 
 // TestRefused damages a good file in every way that has a name of its own.
@@ -315,7 +318,7 @@ func TestRefused(t *testing.T) {
 			}
 			if tt.damage != nil {
 				tt.damage(f)
-				if err := VerifyFile(context.Background(), path, nil); !errors.Is(err, tt.err) {
+				if err := VerifyFile(context.Background(), path, testID, nil); !errors.Is(err, tt.err) {
 					t.Errorf("VerifyFile = %v, want %v", err, tt.err)
 				}
 			}
@@ -366,7 +369,7 @@ func TestVerify(t *testing.T) {
 		f.ReadAt(b[:], tt.at)
 		b[0] ^= 0x40
 		f.WriteAt(b[:], tt.at)
-		err := VerifyFile(context.Background(), path, nil)
+		err := VerifyFile(context.Background(), path, testID, nil)
 		if tt.at == page+high+5 {
 			// The chunk begins below, in the other region.
 			tt.says = "to 0x1000f"
@@ -376,7 +379,7 @@ func TestVerify(t *testing.T) {
 		}
 		mapPrivate(t, path)
 	}
-	if err := VerifyFile(context.Background(), filepath.Join(t.TempDir(), "none"), nil); !errors.Is(err, os.ErrNotExist) {
+	if err := VerifyFile(context.Background(), filepath.Join(t.TempDir(), "none"), testID, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Error("missing file:", err)
 	}
 }

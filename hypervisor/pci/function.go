@@ -257,14 +257,26 @@ func (f *Function) WriteConfig(off int, p []byte) {
 		w := f.writable[off+i]
 		f.cfg[off+i] = f.cfg[off+i]&^w | v&w
 	}
-	if off < Status && off+len(p) > Command || off < BAR0+24 && off+len(p) > BAR0 {
+	if moves(off, len(p)) {
 		f.remap()
 	}
 	if f.msix != nil {
-		f.msix.configWritten(off, len(p))
+		f.msix.configWritten()
 	}
 	f.updateLine() // the command register and MSI-X can both take the pin away
 	f.runHooks(off, len(p))
+}
+
+// moves reports whether a write of n bytes at off may change what a function decodes.
+func moves(off, n int) bool {
+	return off < Status && off+n > Command || off < BAR0+24 && off+n > BAR0
+}
+
+// retry maps what found its place taken.
+func (f *Function) retry() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.remap()
 }
 
 func (f *Function) runHooks(off, n int) {
@@ -315,7 +327,8 @@ func (f *Function) barBase(i int) uint64 {
 
 // remap makes the buses agree with the registers. A register that points at nothing (0), or at something that is mapped
 // already, is not decoded: while a guest sizes registers or moves them about, both occur and neither is an error. What
-// has moved away is unmapped first, so that two registers can change places.
+// has moved away is unmapped first, so that two registers can change places. What a register of another function has made
+// room for is mapped when the Root calls retry.
 func (f *Function) remap() {
 	if f.env.MMIO == nil {
 		return
@@ -369,6 +382,13 @@ func (f *Function) unmap(i int) {
 	if f.bars[i].Moved != nil {
 		f.bars[i].Moved(base, false)
 	}
+}
+
+// Master reports whether the guest lets the function be bus master: access memory, and send messages.
+func (f *Function) Master() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.cfg[Command]&CommandMaster != 0
 }
 
 // SetINTx drives the function's INTx pin. It stays silent while the guest has disabled it in the command register, or

@@ -31,8 +31,8 @@ type MSIX struct {
 	mu      sync.Mutex
 	table   []byte
 	vectors irq.Vectors // nil before Attach
-	enabled bool        // as last told to vectors: enable bit and function mask
-	masked  bool
+	enabled bool        // as last told to vectors: the enable bit,
+	masked  bool        // and whether all are masked
 }
 
 // AddMSIX gives f a table of n vectors, at tableOff and with its pending bits at pbaOff in register bar. Both offsets are
@@ -83,11 +83,27 @@ func (m *MSIX) detach() error {
 	return err
 }
 
+// Cancel makes no vector pending, for a device that its driver resets: what is left would go to the next driver.
+func (m *MSIX) Cancel() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cancelAll()
+}
+
+func (m *MSIX) cancelAll() {
+	for i := range m.n {
+		if m.vectors != nil {
+			m.vectors.Cancel(i)
+		}
+	}
+}
+
 func (m *MSIX) reset() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.maskAll()
-	m.enabled, m.masked = false, false
+	m.cancelAll()
+	m.readControl()
 	m.updateAll()
 }
 
@@ -120,22 +136,20 @@ func (m *MSIX) EventFD(i int) (int, error) {
 }
 
 // configWritten is called with the function locked.
-func (m *MSIX) configWritten(off, n int) {
-	if control := m.cap + 2 + msixControlHigh; off > control || off+n <= control {
-		return
-	}
+func (m *MSIX) configWritten() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.readControl()
-}
-
-func (m *MSIX) readControl() {
-	v := m.f.cfg[m.cap+2+msixControlHigh]
-	enabled, masked := v&msixEnable != 0, v&msixFunctionMask != 0
-	if enabled != m.enabled || masked != m.masked {
-		m.enabled, m.masked = enabled, masked
+	enabled, masked := m.enabled, m.masked
+	if m.readControl(); enabled != m.enabled || masked != m.masked {
 		m.updateAll()
 	}
+}
+
+// readControl takes enabled and masked from configuration space. A message is a write to memory: a function that is not to
+// be bus master sends none, and it waits like one that is masked.
+func (m *MSIX) readControl() {
+	v := m.f.cfg[m.cap+2+msixControlHigh]
+	m.enabled, m.masked = v&msixEnable != 0, v&msixFunctionMask != 0 || m.f.cfg[Command]&CommandMaster == 0
 }
 
 func (m *MSIX) updateAll() {
@@ -171,8 +185,7 @@ func (m *MSIX) state(c *snap.Codec) {
 func (m *MSIX) restored() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	v := m.f.cfg[m.cap+2+msixControlHigh]
-	m.enabled, m.masked = v&msixEnable != 0, v&msixFunctionMask != 0
+	m.readControl()
 	for i := range m.n {
 		m.clearReserved(i)
 	}

@@ -46,7 +46,7 @@ func newMSIXRig(t *testing.T, n int) *msixRig {
 		return err
 	})
 	r.write32(BAR0+4, testTable)
-	r.command(CommandMemory)
+	r.command(CommandMemory | CommandMaster)
 	return &msixRig{r, w.m}
 }
 
@@ -148,15 +148,39 @@ func TestMSIXMasks(t *testing.T) {
 	r.want("vector unmasked, function masked", 0b110, 0, 0)
 	r.control(msixEnable)
 	r.want("function unmasked", 0, 0, 0, 1, 2)
+	r.command(CommandMemory)
+	r.trigger(3)
+	r.trigger(1)
+	r.want("not bus master", 0b1010, 0, 0, 1, 2)
+	r.command(CommandMemory | CommandMaster)
+	r.want("bus master again", 0b1000, 0, 0, 1, 2, 1)
 	for _, i := range []int{-1, 4, 0xffff} {
 		r.trigger(i)
 	}
-	r.want("no such vector", 0, 0, 0, 1, 2)
+	r.want("no such vector", 0b1000, 0, 0, 1, 2, 1)
 	r.control(0)
 	r.trigger(1)
-	r.want("off again", 0, 0, 0, 1, 2)
+	r.want("off again", 0b1000, 0, 0, 1, 2, 1)
 	if _, err := r.m.EventFD(4); err == nil {
 		t.Error("there is an eventfd for a vector that does not exist")
+	}
+}
+
+func TestMSIXCancel(t *testing.T) {
+	r := newMSIXRig(t, 4)
+	r.program(1)
+	r.control(msixEnable)
+	cancel := map[string]func(){"cancelled": r.m.Cancel, "reset": r.f.Reset}
+	for _, name := range []string{"cancelled", "reset"} {
+		r.store32(testTable+16+12, 1)
+		r.trigger(1)
+		r.want("masked", 0b10)
+		cancel[name]()
+		r.write32(BAR0+4, testTable) // a reset unmaps it
+		r.command(CommandMemory | CommandMaster)
+		r.control(msixEnable)
+		r.program(1)
+		r.want(name, 0)
 	}
 }
 

@@ -90,10 +90,29 @@ func (r *Root) access(devfn, off int, p []byte, write bool) {
 		case slot == nil || off >= extendedSize:
 		case write:
 			(*slot).WriteConfig(off, p[:n])
+			if moves(off, n) {
+				r.retry()
+			}
 		default:
 			(*slot).ReadConfig(off, p[:n])
 		}
 		p, off = p[n:], off+n
+	}
+}
+
+// retry lets all functions map what the last write may have made room for. None is locked but the one that is asked.
+func (r *Root) retry() {
+	for i := range r.slots {
+		slot := r.slots[i].Load()
+		if slot == nil {
+			continue
+		}
+		switch s := (*slot).(type) {
+		case *Function:
+			s.retry()
+		case interface{ Function() *Function }: // a device that has one
+			s.Function().retry()
+		}
 	}
 }
 

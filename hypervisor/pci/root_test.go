@@ -256,3 +256,42 @@ func TestPlace(t *testing.T) {
 		}
 	}
 }
+
+// device is a ConfigSpace that has a Function, as a virtio device is.
+type device struct {
+	ConfigSpace
+	f *Function
+}
+
+func (d device) Function() *Function { return d.f }
+
+// A register whose place was taken is decoded once the place is free, in whatever order the guest moves things.
+func TestPlaceBecomesFree(t *testing.T) {
+	b := newBoard(t)
+	r := newRig(t)
+	g, err := NewFunction(Config{Name: "other", BARs: [6]BAR{{Kind: BARMem32, Size: 0x1000, Device: new(ram)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Attach(Env{Ports: &r.ports, MMIO: &r.mmio}); err != nil {
+		t.Fatal(err)
+	}
+	b.insert(t, Address{Device: 1}, r.f)
+	b.insert(t, Address{Device: 2}, device{g, g})
+	write := func(dev, off int, v uint32) {
+		b.mmio.Write(0, testECAM+uint64(dev)<<15+uint64(off), binary.LittleEndian.AppendUint32(nil, v))
+	}
+	write(1, BAR0+4, 0xe0000000)
+	write(1, Command, CommandMemory)
+	write(2, BAR0, 0xe0000000)
+	write(2, Command, CommandMemory)
+	r.wantMapped("one on top of the other", "[0xe0000000, 0xe0001000)")
+	write(1, BAR0+4, 0xe0001000)
+	r.wantMapped("the first has moved away", "[0xe0000000, 0xe0001000)", "[0xe0001000, 0xe0002000)")
+	write(1, BAR0+4, 0xe0000000)
+	write(2, Command, 0)
+	r.wantMapped("the second is off", "[0xe0000000, 0xe0001000)")
+	if !r.f.isMapped[1] || g.isMapped[0] {
+		t.Error("what is mapped is not the first's")
+	}
+}

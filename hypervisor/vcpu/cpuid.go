@@ -18,6 +18,7 @@ const (
 	leafTopologyV2     = 0x1f
 	leafExtFeatures    = 0x80000001
 	leafAddressSizes   = 0x80000008
+	leafSVM            = 0x8000000a
 	leafAMDCaches      = 0x8000001d
 	leafAMDTopologyExt = 0x8000001e
 )
@@ -26,6 +27,9 @@ const (
 // System.GetSupportedCPUID. The machine is one package of n cores with one thread each, which share the last-level
 // cache. KVM's own leaves, 0x40000000 and up, stay as they are; tscDeadline says that KVM has CapTSCDeadlineTimer, which
 // its list leaves out.
+//
+// Virtualisation is left out (VMX, SVM), which KVM offers to guests of its own by default: what it keeps of a guest in a
+// guest (KVM_GET_NESTED_STATE) is no part of a saved state, so that a restore would leave such a guest without its own.
 func CPUID(supported []kvm.CPUIDEntry, index, n int, tscDeadline bool) ([]kvm.CPUIDEntry, error) {
 	if n < 1 || n > MaxCPUs || index < 0 || index >= n {
 		return nil, fmt.Errorf("vcpu %d of %d: a machine has 1 to %d vcpus", index, n, MaxCPUs)
@@ -38,9 +42,9 @@ func CPUID(supported []kvm.CPUIDEntry, index, n int, tscDeadline bool) ([]kvm.CP
 	for _, e := range supported {
 		switch e.Function {
 		case leafFeatures:
-			const hypervisor, tscDeadlineBit, htt = 1 << 31, 1 << 24, 1 << 28
+			const hypervisor, tscDeadlineBit, vmx, htt = 1 << 31, 1 << 24, 1 << 5, 1 << 28
 			e.EBX = e.EBX&0x0000ffff | id<<24 | slots<<16
-			e.ECX |= hypervisor
+			e.ECX = e.ECX&^vmx | hypervisor
 			e.ECX = setBit(e.ECX, tscDeadlineBit, tscDeadline)
 			e.EDX = setBit(e.EDX, htt, n > 1)
 		case leafCaches:
@@ -57,6 +61,8 @@ func CPUID(supported []kvm.CPUIDEntry, index, n int, tscDeadline bool) ([]kvm.CP
 			continue
 		case leafExtFeatures:
 			const cmpLegacy = 1 << 1 // of AMD: leaf 1 counts cores, not threads
+			const svm = 1 << 2
+			e.ECX &^= svm
 			if e.ECX&cmpLegacy != 0 || isAMD(supported) {
 				e.ECX = setBit(e.ECX, cmpLegacy, n > 1)
 			}
@@ -64,6 +70,8 @@ func CPUID(supported []kvm.CPUIDEntry, index, n int, tscDeadline bool) ([]kvm.CP
 			if isAMD(supported) {
 				e.ECX = e.ECX&^0xf0ff | width<<12 | (cores - 1)
 			}
+		case leafSVM:
+			e.EAX, e.EBX, e.ECX, e.EDX = 0, 0, 0, 0
 		case leafAMDTopologyExt:
 			e.EAX = id
 			e.EBX = id // core ID; one thread in each

@@ -14,7 +14,7 @@ const sig = kvm.CPUIDSignificantIndex
 func TestCPUIDTopology(t *testing.T) {
 	intel := []kvm.CPUIDEntry{
 		{Function: 0, EAX: 0x1f, EBX: 0x756e6547},
-		{Function: 1, EBX: 0xff100800, ECX: 1 << 21, EDX: 1},
+		{Function: 1, EBX: 0xff100800, ECX: 1<<21 | 1<<5, EDX: 1},
 		{Function: 4, Index: 0, Flags: sig, EAX: 0xfc01c121},
 		{Function: 4, Index: 1, Flags: sig, EAX: 0xfc01c163},
 		{Function: 4, Index: 2, Flags: sig},
@@ -25,8 +25,9 @@ func TestCPUIDTopology(t *testing.T) {
 	amd := []kvm.CPUIDEntry{
 		{Function: 0, EAX: 1, EBX: 0x68747541},
 		{Function: 1},
-		{Function: 0x80000001, ECX: 1 << 22},
+		{Function: 0x80000001, ECX: 1<<22 | 1<<2},
 		{Function: 0x80000008, EAX: 0x3030, ECX: 0x7007},
+		{Function: 0x8000000a, EAX: 1, EBX: 0x8000, EDX: 0x119b9cff},
 		{Function: 0x8000001e, EAX: 9, EBX: 0x109, ECX: 0x103},
 	}
 	for _, c := range []struct {
@@ -51,6 +52,7 @@ func TestCPUIDTopology(t *testing.T) {
 			{Function: 1, EBX: 0x00010000, ECX: 1<<31 | 1<<24},
 			{Function: 0x80000001, ECX: 1 << 22},
 			{Function: 0x80000008, EAX: 0x3030},
+			{Function: 0x8000000a},
 			{Function: 0x8000001e},
 		}},
 		{"AMD, vcpu 15 of 16", amd, 15, 16, []kvm.CPUIDEntry{
@@ -58,6 +60,7 @@ func TestCPUIDTopology(t *testing.T) {
 			{Function: 1, EBX: 0x0f100000, ECX: 1<<31 | 1<<24, EDX: 1 << 28},
 			{Function: 0x80000001, ECX: 1<<22 | 1<<1},
 			{Function: 0x80000008, EAX: 0x3030, ECX: 0x400f},
+			{Function: 0x8000000a},
 			{Function: 0x8000001e, EAX: 15, EBX: 15},
 		}},
 	} {

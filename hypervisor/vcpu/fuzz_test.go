@@ -12,21 +12,21 @@ import (
 func FuzzState(f *testing.F) {
 	full := state{cpuid: make([]kvm.CPUIDEntry, 3), msrs: make([]kvm.MSREntry, 2), xsave: make([]byte, 64)}
 	for _, s := range []state{{}, full} {
-		c := snap.NewEncoder(1)
+		c := snap.NewEncoder(new(CPU).SnapVersion())
 		s.fields(c)
 		f.Add(c.Data())
 	}
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var s state
-		c := snap.NewDecoder(b, 1)
+		c := snap.NewDecoder(b, new(CPU).SnapVersion())
 		s.fields(c)
 		if c.Err() != nil {
 			return
 		}
 		once := encode(&s)
 		var again state
-		c = snap.NewDecoder(once, 1)
+		c = snap.NewDecoder(once, new(CPU).SnapVersion())
 		again.fields(c)
 		c.Done()
 		if c.Err() != nil || !bytes.Equal(encode(&again), once) {
@@ -36,7 +36,7 @@ func FuzzState(f *testing.F) {
 }
 
 func encode(s *state) []byte {
-	c := snap.NewEncoder(1)
+	c := snap.NewEncoder(new(CPU).SnapVersion())
 	s.fields(c)
 	return c.Data()
 }

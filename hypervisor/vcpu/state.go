@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,11 +19,6 @@ const (
 	maxXSAVE  = 1 << 20
 )
 
-const (
-	msrTSC         = 0x10
-	msrTSCDeadline = 0x6e0
-)
-
 // state is a vCPU's architectural state. KVM_GET_FPU's is part of the XSAVE area.
 type state struct {
 	cpuid     []kvm.CPUIDEntry
@@ -35,17 +31,23 @@ type state struct {
 	xcrs      kvm.XCRs
 	msrs      []kvm.MSREntry
 	lapic     kvm.LAPIC
+
+	tscKHz uint32 // of the time-stamp counter; 0 if KVM does not tell
+	read   int64  // when the counter was read, in nanoseconds since 1970
 }
 
 // SnapID names the vCPU among its machine's components.
 func (c *CPU) SnapID() string { return fmt.Sprintf("vcpu.%d", c.index) }
 
-// SnapVersion is the version of the state.
-func (c *CPU) SnapVersion() uint16 { return 1 }
+// SnapVersion is the version of the state. Since version 2 it tells when the time-stamp counter was read.
+func (c *CPU) SnapVersion() uint16 { return 2 }
 
 // State saves or restores the vCPU, which is Created or Paused, by way of its thread. To restore, memory must be in
 // place (setting kvmclock's registers writes to it), and the vCPU not have run; and all vCPUs are restored before
 // VMState, whose IOAPIC sends what it holds pending to their local APICs.
+//
+// The time-stamp counter has gone on meanwhile as if the machine had run, as kvmclock has: a guest that is told that the
+// counter is invariant keeps the time by it.
 func (c *CPU) State(codec *snap.Codec) {
 	if s := c.Status(); s != Created && s != Paused {
 		codec.Fail("vcpu %d: is %v: pause it first", c.index, s)
@@ -86,6 +88,10 @@ func (s *state) fields(c *snap.Codec) {
 	fixed(c, &s.xcrs)
 	list(c, &s.msrs, maxMSRs)
 	c.Fixed(s.lapic[:])
+	if c.Version() >= 2 {
+		c.U32(&s.tscKHz)
+		c.I64(&s.read)
+	}
 }
 
 // fixed carries a structure whose fields all have a fixed size, as they stand, reserved ones as zero.
@@ -135,6 +141,10 @@ func (s *state) get(v *kvm.VCPU) (err error) {
 	); err != nil {
 		return err
 	}
+	if khz, err := v.GetTSCKHz(); err == nil {
+		s.tscKHz = uint32(khz)
+	}
+	s.read = time.Now().UnixNano()
 	if err := s.getMSRs(v); err != nil {
 		return err
 	}
@@ -156,6 +166,9 @@ func (s *state) set(v *kvm.VCPU) error {
 		// KVM is given it hands to the CPU as it is: silicon does not mind, QEMU's emulation of it aborts.
 		sregs.TR.Type &^= 0x2
 	}
+	if err := s.setTSCKHz(v); err != nil {
+		return err
+	}
 	for _, set := range []func() error{
 		func() error { return v.SetRegs(&s.regs) },
 		func() error { return v.SetSRegs2(&sregs) },
@@ -163,7 +176,10 @@ func (s *state) set(v *kvm.VCPU) error {
 		func() error { return v.SetXCRS(&s.xcrs) },
 		func() error { return v.SetXSAVE(s.xsave) },
 		func() error { return v.SetLAPIC(&s.lapic) },
-		func() error { return s.setMSRs(v) },
+		func() error {
+			s.advanceTSC(time.Now().UnixNano())
+			return s.setMSRs(v)
+		},
 		func() error { return v.SetMPState(s.mpState) },
 		func() error { return v.SetVCPUEvents(&s.events) },
 	} {

@@ -174,7 +174,7 @@ func TestDamagedState(t *testing.T) {
 	m := newMachine(t, 1)
 	good := save(t, m.cpus[0])
 	for _, n := range []int{0, 1, 4, 100, len(good) / 2, len(good) - 1} {
-		c := snap.NewDecoder(good[:n], 1)
+		c := snap.NewDecoder(good[:n], m.cpus[0].SnapVersion())
 		m.cpus[0].State(c)
 		if c.Err() == nil {
 			t.Errorf("took the first %d of %d bytes", n, len(good))
@@ -183,6 +183,6 @@ func TestDamagedState(t *testing.T) {
 	for i := 0; i < len(good); i += len(good)/200 + 1 {
 		bad := append([]byte(nil), good...)
 		bad[i] ^= 0xff
-		m.cpus[0].State(snap.NewDecoder(bad, 1))
+		m.cpus[0].State(snap.NewDecoder(bad, m.cpus[0].SnapVersion()))
 	}
 }

@@ -56,10 +56,12 @@ type CPU struct {
 	status    atomic.Int32 // Status. Only the thread changes it
 	requested atomic.Bool  // a request comes: leave the guest
 	requests  chan request // received by the thread, out of the guest
+	over      *atomic.Bool // never nil; see EndWith
 	exited    chan struct{}
 
-	// completed, the thread's own, is false after an exit whose access KVM finishes on the next KVM_RUN only.
+	// The thread's own. completed is false after an exit whose access KVM finishes on the next KVM_RUN only.
 	completed bool
+	yield     yielder
 }
 
 // request is a function for the thread to call. It returns the next status.
@@ -73,12 +75,13 @@ type request struct {
 func New(k *kvm.VCPU, index int, cpuid []kvm.CPUIDEntry, ports, mmio *bus.Bus, events Events) (*CPU, error) {
 	c := &CPU{
 		k: k, able: cpuid, cpuid: cpuid, index: index, ports: ports, mmio: mmio, events: events,
-		requests: make(chan request), exited: make(chan struct{}), completed: true,
+		requests: make(chan request), over: new(atomic.Bool), exited: make(chan struct{}), completed: true,
 	}
 	if err := k.SetCPUID2(cpuid); err != nil { // here, since there is no thread yet to change to
 		k.Close()
 		return nil, fmt.Errorf("vcpu %d: %w", index, err)
 	}
+	c.yield = newYielder(k)
 	ready := make(chan error)
 	go c.thread(ready)
 	if err := <-ready; err != nil {
@@ -87,6 +90,11 @@ func New(k *kvm.VCPU, index int, cpuid []kvm.CPUIDEntry, ports, mmio *bus.Bus, e
 	}
 	return c, nil
 }
+
+// EndWith makes the vCPU pause itself for good once over is true, at its next exit: a device that ends the machine, such as
+// a reset register, sets it on the vCPU's own thread, and the guest does not see the next instruction. Call it before the
+// first Resume.
+func (c *CPU) EndWith(over *atomic.Bool) { c.over = over }
 
 // Index returns the vCPU's number.
 func (c *CPU) Index() int { return c.index }
@@ -167,9 +175,12 @@ func (c *CPU) thread(ready chan<- error) {
 	defer close(c.exited)
 	for s := Created; s != Stopped; {
 		if s == Running {
-			if e, ok := c.run(); ok {
+			e, ok := c.run()
+			if ok || c.over.Load() {
 				s = Paused
 				c.status.Store(int32(s))
+			}
+			if ok {
 				c.events(e)
 			}
 		}
@@ -181,15 +192,16 @@ func (c *CPU) thread(ready chan<- error) {
 	}
 }
 
-// run runs the guest until there is a request, for which it returns false, or an event.
+// run runs the guest until there is a request or the machine is over, for which it returns false, or an event.
 func (c *CPU) run() (Event, bool) {
-	for !c.requested.Load() {
+	for !c.requested.Load() && !c.over.Load() {
 		switch errno := c.k.Run(); errno {
 		case 0:
 			c.completed = false
 			if e, ok := c.exit(); ok {
 				return e, true
 			}
+			c.yield.exit(rdtsc())
 		case unix.EINTR:
 			c.completed = true
 			c.k.SetImmediateExit(false) // before looking at requested again, see the package's description

@@ -3,6 +3,8 @@ package vcpu_test
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -281,9 +283,14 @@ func TestHaltWithoutIRQChip(t *testing.T) {
 	}
 }
 
-// The second processor does nothing until the first sends INIT and SIPI, then begins in real mode at the SIPI's page.
-func TestTwoCPUs(t *testing.T) {
-	m := newMachine(t, 2)
+// The other processors do nothing until the first sends INIT and SIPI, then begin in real mode at the SIPI's page.
+func TestStartUp(t *testing.T) {
+	for _, n := range []int{2, vcpu.MaxCPUs} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) { startUp(t, newMachine(t, n)) })
+	}
+}
+
+func startUp(t *testing.T, m *machine) {
 	dev := newRecorder(0)
 	if err := m.ports.Map(bus.Range{Base: port, Size: 4}, dev); err != nil {
 		t.Fatal(err)
@@ -302,11 +309,16 @@ func TestTwoCPUs(t *testing.T) {
 		a.Mov(kvmtest.RDI, 0xfee00300).Mov(kvmtest.RAX, 0xc4500).Store32(kvmtest.RDI, kvmtest.RAX)
 		a.Mov(kvmtest.RAX, 0xc4600|page).Store32(kvmtest.RDI, kvmtest.RAX).Hlt()
 	}})
-	want := []write{{port, 0x01, 1, 0}, {port, 0x5a, 1, 1}}
-	if diff := cmp.Diff(want, m.take(t, dev, 2)); diff != "" {
+	want := []write{{port, 0x01, 1, 0}}
+	for i := 1; i < len(m.cpus); i++ {
+		want = append(want, write{port, 0x5a, 1, i})
+	}
+	got := m.take(t, dev, len(want))
+	slices.SortFunc(got, func(a, b write) int { return a.VCPU - b.VCPU }) // they start in any order
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("writes (-want +got):\n%s", diff)
 	}
-	m.pause(t) // one in HLT, the other too
+	m.pause(t) // all in HLT
 	m.resume(t)
 	m.pause(t)
 }

@@ -42,16 +42,19 @@ type Queue struct {
 	usedIdx   uint16 // next entry of the used ring to fill
 	signalled uint16 // usedIdx at the last decision about an interrupt
 	flags     uint16 // of the used ring: the guest may overwrite its copy
+	waits     uint8  // counts waits, see linger
 	stopping  atomic.Bool
 	one       [8]byte // what Kick adds to the eventfd
 	count     [8]byte // what Wait reads from the eventfd: here, as os.File's buffers escape to the heap
+	fd        int32   // kick's
+	poll      [1]unix.PollFd
 }
 
 // NewQueue returns queue number index with the rings that cfg names. kick is the eventfd (non-blocking, in Go's poller)
 // that the driver's notifications signal. It is an error if a ring is misaligned or outside the guest's memory.
 func NewQueue(index int, m *mem.Memory, cfg Config, features uint64, kick *os.File, interrupt func()) (*Queue, error) {
 	q := &Queue{
-		index: index, mem: m, cfg: cfg, kick: kick, interrupt: interrupt,
+		index: index, mem: m, cfg: cfg, kick: kick, fd: int32(EventFD(kick)), interrupt: interrupt,
 		one:      [8]byte{1}, // little-endian
 		eventIdx: features&FeatureEventIdx != 0,
 		indirect: features&FeatureIndirectDesc != 0,
@@ -90,7 +93,8 @@ func (q *Queue) Index() int { return q.index }
 func (q *Queue) Size() int { return int(q.cfg.Size) }
 
 // Next takes the next available chain into c, whose storage it reuses. It returns false when there is none or the device
-// is to stop, and an error when what the driver made available cannot be: the device is then broken.
+// is to stop, and an error when what the driver made available cannot be: the device is then broken. Not more than Size
+// chains are ever taken and not Done.
 func (q *Queue) Next(c *Chain) (bool, error) {
 	if q.stopping.Load() {
 		return false, nil
@@ -100,8 +104,9 @@ func (q *Queue) Next(c *Chain) (bool, error) {
 	if n == 0 {
 		return false, nil
 	}
-	if n > q.cfg.Size {
-		return false, Protocolf("queue %d: available index %d is %d ahead of %d, with %d descriptors", q.index, idx, n, q.lastAvail, q.cfg.Size)
+	// What was taken and not Done counts too: its descriptors are not free. So no device holds more than Size chains.
+	if taken := q.lastAvail - q.usedIdx; int(n)+int(taken) > int(q.cfg.Size) {
+		return false, Protocolf("queue %d: available index %d is %d ahead of %d, with %d of %d chains taken", q.index, idx, n, q.lastAvail, taken, q.cfg.Size)
 	}
 	head := get16(q.avail, 4+2*int(q.lastAvail%q.cfg.Size))
 	if err := q.walk(head, c); err != nil {
@@ -183,23 +188,29 @@ func (q *Queue) rearm() bool {
 }
 
 // Wait waits until the driver kicks, for a handler that needs buffers while it has something to put into them. It returns
-// true if there may be some, and false if the device is to stop.
+// true if there may be some, and false if the device is to stop. It does not wait while there are some: a handler that
+// does not take them would spin.
 func (q *Queue) Wait() bool {
 	q.Flush()
 	if q.stopping.Load() {
 		return false
 	}
 	if !q.rearm() {
+		q.linger()
 		_, _ = q.kick.Read(q.count[:]) // a kick, or the deadline that halt set
 	}
 	q.suppress()
 	return !q.stopping.Load()
 }
 
+// Stopping reports whether the device is to stop, for a handler that is busy with one chain for long.
+func (q *Queue) Stopping() bool { return q.stopping.Load() }
+
 // halt makes Next and Wait return false from now on, and wakes whoever waits for a kick.
 func (q *Queue) halt() {
 	q.stopping.Store(true)
 	_ = q.kick.SetReadDeadline(time.Unix(1, 0)) // in the past: a Read returns at once
+	q.Kick()                                    // as does poll
 }
 
 // resume undoes halt.
@@ -227,4 +238,13 @@ func NewEventFD(name string) (*os.File, error) {
 		return nil, fmt.Errorf("eventfd for %s: %w", name, err)
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// EventFD returns the descriptor of an eventfd, or -1 of nil. Fd() could switch the file to blocking mode.
+func EventFD(f *os.File) int {
+	fd := -1
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(u uintptr) { fd = int(u) })
+	}
+	return fd
 }

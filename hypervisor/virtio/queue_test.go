@@ -234,6 +234,42 @@ func TestQueueModel(t *testing.T) {
 	})
 }
 
+// A driver that offers descriptors again before it got them back would make a device that holds chains hold any number.
+func TestNextRefusesMoreThanSize(t *testing.T) {
+	q, dev := newIdle(t, 4, 0)
+	d := q.Rig().In(1)
+	chains := make([]virtio.Chain, 5)
+	take := func(n int) error {
+		for i := range n {
+			q.Send(d)
+			if ok, err := dev.Next(&chains[i]); !ok {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := take(4); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := dev.Next(&chains[4]); ok || err != nil {
+		t.Errorf("a fifth chain: %v, %v", ok, err)
+	}
+	for i := range 4 {
+		dev.Done(&chains[i])
+	}
+	if err := take(4); err != nil {
+		t.Fatal(err)
+	}
+	dev.Undo(1)
+	if ok, err := dev.Next(&chains[3]); !ok {
+		t.Errorf("a chain that was given back: %v", err)
+	}
+	q.Send(d)
+	if _, err := dev.Next(&chains[4]); !virtio.IsProtocol(err) {
+		t.Errorf("five chains of four descriptors: %v", err)
+	}
+}
+
 // TestNoKickLost has a driver that kicks only when the device has asked it to, as §2.7.10 allows. A device that asks too
 // late would sleep for ever.
 func TestNoKickLost(t *testing.T) {

@@ -58,7 +58,8 @@ type Device interface {
 	ReadConfig(off uint32, p []byte)
 	// WriteConfig takes p; what the guest may not write is ignored.
 	WriteConfig(off uint32, p []byte)
-	// Start begins to serve the driver: at DRIVER_OK, and again after a Stop that was a pause.
+	// Start begins to serve the driver: at DRIVER_OK, and again after a Stop that was a pause. If it fails, it has begun
+	// nothing, and Stop is not called: the device is broken until the driver resets it.
 	Start(env *Env) error
 	// Stop makes every handler return soon, whatever it waits for, and ends the goroutines that Start made itself.
 	// The transport joins the workers of Serve afterwards.
@@ -88,8 +89,8 @@ type Env struct {
 func (e *Env) Has(feature uint64) bool { return e.Features&feature == feature }
 
 // Serve starts a goroutine that calls handle once at the start and then each time the driver has made buffers of queue
-// available. handle takes chains until Next returns false: if it leaves some, it is called again at once. Its error means that the driver broke the rules: the device
-// is marked broken. Nothing happens if the driver did not enable the queue.
+// available. handle takes chains until Next returns false: if it leaves some, it is called again at once. Its error means
+// that the driver broke the rules: the device is marked broken. Nothing happens if the driver did not enable the queue.
 func (e *Env) Serve(queue int, handle func(*Queue) error) {
 	if q := e.Queues[queue]; q != nil {
 		e.workers = append(e.workers, startWorker(e, q, handle))

@@ -105,6 +105,13 @@ func (v *Vectors) Pending(i int) bool {
 	return v.v[i].pending
 }
 
+// Cancel implements irq.Vectors.
+func (v *Vectors) Cancel(i int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.v[i].pending = false
+}
+
 // EventFD implements irq.Vectors; there are none.
 func (v *Vectors) EventFD(int) (int, error) { return -1, errors.ErrUnsupported }
 

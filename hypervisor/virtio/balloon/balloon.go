@@ -6,6 +6,7 @@ package balloon
 import (
 	"encoding/binary"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,7 @@ const (
 
 const (
 	maxPFNs  = 1 << 16 // in one request; Linux sends 256, Windows 1024
+	batch    = 1024    // PFNs that are given back between two looks at whether to stop
 	statSize = 10      // struct virtio_balloon_stat, packed
 	maxStats = 16      // tags that we keep
 )
@@ -70,6 +72,8 @@ type Device struct {
 	// Each belongs to its queue's goroutine.
 	inflating, deflating, asked virtio.Chain
 	reporting                   [2]virtio.Chain
+	list                        [4 * batch]byte // of inflate
+	pfns                        [batch]uint32
 }
 
 // New returns an empty balloon. A nil log is slog.Default.
@@ -91,6 +95,9 @@ func (d *Device) SetTarget(pages uint32) {
 		d.env.ConfigChanged()
 	}
 }
+
+// Target returns what SetTarget was last given.
+func (d *Device) Target() uint32 { return d.target.Load() }
 
 // Actual returns how many pages of PageSize the guest says it has given up.
 func (d *Device) Actual() uint32 { return d.actual.Load() }
@@ -189,8 +196,7 @@ func (d *Device) State(c *snap.Codec) {
 	}
 }
 
-// inflate takes lists of page numbers. Neighbours, which is how guests send them, upwards or downwards, are given back at
-// once.
+// inflate takes lists of page numbers. After a pause, a list begins again.
 func (d *Device) inflate(m *mem.Memory, q *virtio.Queue) error {
 	c := &d.inflating
 	for {
@@ -201,29 +207,38 @@ func (d *Device) inflate(m *mem.Memory, q *virtio.Queue) error {
 		if n := c.Readable(); n%4 != 0 || n > 4*maxPFNs {
 			return virtio.Protocolf("balloon: a list of %d bytes of page numbers", n)
 		}
-		var first, end uint64 // the run of pages so far: none, at 0
 		for c.Readable() > 0 {
-			var b [4]byte
-			if _, err := c.Read(b[:]); err != nil {
+			if q.Stopping() {
+				q.Undo(1)
+				return nil
+			}
+			if err := d.discardList(m, c); err != nil {
 				return err
 			}
-			switch pfn := uint64(binary.LittleEndian.Uint32(b[:])); {
-			case pfn == end:
-				end++
-			case pfn+1 == first:
-				first--
-			default:
-				if err := d.discard(m, first, end); err != nil {
-					return err
-				}
-				first, end = pfn, pfn+1
-			}
+		}
+		q.Done(c)
+	}
+}
+
+// discardList gives back the next pages of the list c, neighbours at once.
+func (d *Device) discardList(m *mem.Memory, c *virtio.Chain) error {
+	n, _ := c.Read(d.list[:]) // what there is, which is whole numbers
+	pfns := d.pfns[:n/4]
+	for i := range pfns {
+		pfns[i] = binary.LittleEndian.Uint32(d.list[4*i:])
+	}
+	slices.Sort(pfns)
+	for len(pfns) > 0 {
+		first, end, k := uint64(pfns[0]), uint64(pfns[0])+1, 1
+		for ; k < len(pfns) && uint64(pfns[k]) <= end; k++ {
+			end = uint64(pfns[k]) + 1
 		}
 		if err := d.discard(m, first, end); err != nil {
 			return err
 		}
-		q.Done(c)
+		pfns = pfns[k:]
 	}
+	return nil
 }
 
 // discard gives back the page frames [first, end). It is the driver's error if some are not memory.
@@ -266,6 +281,10 @@ func (d *Device) report(m *mem.Memory, q *virtio.Queue, c *virtio.Chain) error {
 			return err
 		}
 		for c.Writable() > 0 {
+			if q.Stopping() {
+				q.Undo(1)
+				return nil
+			}
 			b := c.NextWritable(c.Writable())
 			at := uint64(q.Address(b))
 			// Whole pages inside.
@@ -281,29 +300,27 @@ func (d *Device) report(m *mem.Memory, q *virtio.Queue, c *virtio.Chain) error {
 }
 
 // takeStats keeps the driver's buffer until the host asks for statistics: giving it back is the question, and the answer
-// is when it comes again (§5.5.6.3).
+// is when it comes again (§5.5.6.3). There should be one at a time; another takes the first one's place, since Wait does
+// not wait while there is one to take.
 func (d *Device) takeStats(q *virtio.Queue) error {
 	for held := false; ; {
-		if !held {
-			ok, err := q.Next(&d.asked)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				return nil
-			}
-			d.parseStats(&d.asked)
-			held = true
-		}
-		if d.wantStats.CompareAndSwap(true, false) {
+		if held && (q.Available() > 0 || d.wantStats.CompareAndSwap(true, false)) {
 			q.Done(&d.asked)
 			held = false
+		}
+		if held {
+			if !q.Wait() {
+				q.Undo(1) // after the pause it is there again
+				return nil
+			}
 			continue
 		}
-		if !q.Wait() {
-			q.Undo(1) // after the pause it is there again
-			return nil
+		ok, err := q.Next(&d.asked)
+		if !ok || err != nil {
+			return err
 		}
+		d.parseStats(&d.asked)
+		held = true
 	}
 }
 

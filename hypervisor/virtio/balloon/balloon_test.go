@@ -79,6 +79,30 @@ func TestInflate(t *testing.T) {
 	}
 }
 
+// A pause need not wait for the end of a long list.
+func TestPauseWithinList(t *testing.T) {
+	r := virtiotest.New(t, New(nil), 0)
+	q := r.Queues[inflateQueue]
+	var pfns []uint32
+	for i := range uint32(maxPFNs) {
+		pfns = append(pfns, 512+i%256*2) // no neighbours
+	}
+	long := r.Out(list(pfns...))
+	for range 100 { // until the pause comes at the right time
+		page := dirty(r, 512, 1)
+		q.Send(long)
+		time.Sleep(time.Millisecond)
+		r.Stop()
+		begun, ended := len(zero(r, page)) > 0, q.Used() > 0
+		r.Start()
+		q.Wait() // it is served all the same
+		if begun && !ended {
+			return
+		}
+	}
+	t.Error("no pause came before a list had ended")
+}
+
 func TestHostilePages(t *testing.T) {
 	const end = virtiotest.MemSize / PageSize
 	for name, b := range map[string][]byte{
@@ -166,6 +190,28 @@ func TestStats(t *testing.T) {
 	got, at := d.Stats()
 	if diff := cmp.Diff(map[int]uint64{StatFree: 2 << 20, StatTotal: 1 << 30}, got); diff != "" || at.IsZero() {
 		t.Errorf("at %v: %s", at, diff)
+	}
+}
+
+// A driver that offers a second buffer gets the first one back: one that stays in the queue would keep the device busy.
+func TestSecondStatsBuffer(t *testing.T) {
+	d := New(nil)
+	r := virtiotest.New(t, d, 0)
+	q := r.Queues[statsQueue]
+	first := q.Send(r.Out(stat(StatFree, 1)))
+	second := q.Send(r.Out(stat(StatFree, 2)))
+	if head, _ := q.Wait(); head != first {
+		t.Errorf("chain %d came back, want %d", head, first)
+	}
+	if _, _, ok := q.TryWait(5 * time.Millisecond); ok {
+		t.Error("the second buffer came back without a question")
+	}
+	if n := q.AvailEvent(); n != 2 {
+		t.Errorf("the device waits for buffer %d, want 2", n)
+	}
+	d.AskStats()
+	if head, _ := q.Wait(); head != second {
+		t.Errorf("chain %d came back, want %d", head, second)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,7 @@ const SectorSize = 512
 
 // Feature bits, §5.2.3.
 const (
+	featureSizeMax     = 1 << 1
 	featureSegMax      = 1 << 2
 	featureRO          = 1 << 5
 	featureBlkSize     = 1 << 6
@@ -38,10 +40,15 @@ const (
 	queueSize   = 256
 	maxSegments = queueSize - 2 // of data in a request; header and status take two descriptors
 	maxInFlight = 16            // requests that wait for the disk at the same time
-	maxRanges   = 16            // in one discard or write-zeroes request
-	maxSectors  = 1 << 22       // in one range: 2 GiB
 	longRequest = 64 << 10
 	configSize  = 60
+
+	// A pause waits for the requests that were begun, so what one may cost has limits. Those of data are generous: Linux
+	// and Windows stay far below, but OVMF's driver knows of no limit, and reads a whole kernel or initrd at once.
+	maxSize    = 1 << 20 // bytes in one segment
+	maxData    = maxSegments * maxSize
+	maxRanges  = 1       // in one discard or write-zeroes request
+	maxSectors = 1 << 17 // in one range: 64 MiB, which some file systems have written as zeros
 )
 
 // Config describes a disk.
@@ -52,6 +59,9 @@ type Config struct {
 	Serial   string       // up to 20 bytes, for the guest's eyes
 	Direct   bool         // go round the host's page cache: New sets O_DIRECT on File
 	Log      *slog.Logger // nil is slog.Default
+
+	// IgnoreChanges takes a saved state though File was written to since then: its content is said to be the same.
+	IgnoreChanges bool
 }
 
 // Device is a virtio block device.
@@ -177,7 +187,7 @@ func (*Device) ID() virtio.DeviceID { return virtio.IDBlock }
 
 // Features returns what the file allows.
 func (d *Device) Features() uint64 {
-	f := uint64(featureSegMax | featureBlkSize | featureFlush)
+	f := uint64(featureSizeMax | featureSegMax | featureBlkSize | featureFlush)
 	if d.cfg.ReadOnly {
 		return f | featureRO
 	}
@@ -192,6 +202,7 @@ func (d *Device) ReadConfig(off uint32, p []byte) {
 	var c [configSize]byte
 	put := binary.LittleEndian.PutUint32
 	binary.LittleEndian.PutUint64(c[0:], d.capacity.Load())
+	put(c[8:], maxSize)
 	put(c[12:], maxSegments)
 	put(c[20:], d.blockSize)
 	if !d.cfg.ReadOnly {
@@ -228,17 +239,55 @@ func (d *Device) Stop() {
 // Reset does nothing: the device keeps nothing of the driver's.
 func (*Device) Reset() {}
 
-// StateVersion returns 1.
-func (*Device) StateVersion() uint16 { return 1 }
+// StateVersion returns 2: the state knows when File was last written to since version 2.
+func (*Device) StateVersion() uint16 { return 2 }
 
-// State checks that the disk is the one that the guest had: all requests are done when the device has stopped.
+// State checks that the disk is the one that the guest had: all requests are done when the device has stopped. Saving
+// first brings to the disk what the guest has written, as the state is of use together with it only: else a power cut
+// could leave a state that is newer than its disk.
 func (d *Device) State(c *snap.Codec) {
+	if !c.Loading() && !d.cfg.ReadOnly {
+		if err := d.sync(); err != nil {
+			c.Fail("disk %s: flush %s: %w", d.cfg.Name, d.cfg.File.Name(), err)
+		}
+	}
 	c.Match("disk "+d.cfg.Name+": capacity in sectors", d.capacity.Load())
 	c.Match("disk "+d.cfg.Name+": block size", uint64(d.blockSize))
 	readOnly := d.cfg.ReadOnly
 	if c.Bool(&readOnly); readOnly != d.cfg.ReadOnly {
 		c.Fail("disk %s: read-only is %t in the saved state and %t here", d.cfg.Name, readOnly, d.cfg.ReadOnly)
 	}
+	if c.Version() >= 2 {
+		d.matchChange(c)
+	}
+}
+
+// matchChange refuses a state that is older than what the disk holds: the guest would go on with its memory of a file
+// system that has changed underneath, and destroy it.
+func (d *Device) matchChange(c *snap.Codec) {
+	changed, err := d.lastChange()
+	if err != nil {
+		c.Fail("disk %s: %s: %w", d.cfg.Name, d.cfg.File.Name(), err)
+	}
+	saved := changed
+	if c.I64(&saved); saved != changed && !d.cfg.IgnoreChanges {
+		c.Fail("disk %s: %s was written to after the guest was saved, on %s: put back the copy of it that belongs to the saved state, "+
+			"made with cp --preserve=timestamps; or, if its content is the same, say so with --ignore-disk-changes",
+			d.cfg.Name, d.cfg.File.Name(), time.Unix(0, changed).Format(time.DateTime))
+	}
+}
+
+// lastChange returns when the file was last written to, in nanoseconds since 1970. Of a block device nobody keeps that:
+// it is 0.
+func (d *Device) lastChange() (int64, error) {
+	if d.isBlock {
+		return 0, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(d.fd, &st); err != nil {
+		return 0, err
+	}
+	return st.Mtim.Nano(), nil
 }
 
 // handle serves requests until there are none left, neither to take nor to finish.

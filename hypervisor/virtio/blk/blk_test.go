@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -76,7 +77,14 @@ func contents(t testing.TB, f *os.File) []byte {
 }
 
 func TestSuite(t *testing.T) {
-	virtiotest.Suite(t, func(t testing.TB) virtio.Device { d, _ := disk(t, diskSize, nil); return d })
+	_, f := disk(t, diskSize, nil) // one for all: a state is of its file
+	virtiotest.Suite(t, func(t testing.TB) virtio.Device {
+		d, err := New(Config{Name: "test", File: f, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	})
 }
 
 func TestReadAndWrite(t *testing.T) {
@@ -185,6 +193,55 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// What one request may cost is bounded, and the driver is told by how much.
+func TestLimits(t *testing.T) {
+	d, _ := disk(t, 512, func(c *Config) {
+		if err := c.File.Truncate(1 << 30); err != nil {
+			t.Fatal(err)
+		}
+	})
+	r := virtiotest.New(t, d, 0)
+	config := func(off uint32) uint32 {
+		var b [4]byte
+		d.ReadConfig(off, b[:])
+		return binary.LittleEndian.Uint32(b[:])
+	}
+	if d.Features()&(featureSizeMax|featureSegMax) != featureSizeMax|featureSegMax {
+		t.Error("the driver is told of no limits")
+	}
+	piece := r.In(int(config(8))) // size_max: the same memory in each descriptor
+	var data []virtiotest.Desc
+	for range config(12) { // seg_max
+		data = append(data, piece)
+	}
+	if s, _ := do(r, typeIn, 0, data...); s != statusOK {
+		t.Errorf("reading as much as is allowed: status %d", s)
+	}
+	data[0].Len += SectorSize
+	r.In(SectorSize)
+	if s, _ := do(r, typeIn, 0, data...); s != statusIOError {
+		t.Errorf("reading a sector more: status %d", s)
+	}
+	for i := range data {
+		data[i].Write = false
+	}
+	if s, _ := do(r, typeOut, 0, data...); s != statusIOError {
+		t.Errorf("writing a sector more: status %d", s)
+	}
+	for kind, off := range map[uint32]uint32{typeDiscard: 36, typeWriteZeroes: 48} {
+		most := config(off)
+		if bytes := uint64(most) * SectorSize * uint64(config(off+4)); bytes > 64<<20 {
+			t.Errorf("type %d: %d bytes at once", kind, bytes)
+		}
+		if s, _ := do(r, kind, 0, r.Out(segment(0, most, 0))); s != statusOK {
+			t.Errorf("type %d: status %d for as much as is allowed", kind, s)
+		}
+		if s, _ := do(r, kind, 0, r.Out(segment(0, most+8, 0))); s != statusIOError {
+			t.Errorf("type %d: status %d for more", kind, s)
+		}
+	}
+}
+
 func TestWriteZeroes(t *testing.T) {
 	for _, unmap := range []uint32{0, 1} {
 		d, f := disk(t, diskSize, nil)
@@ -192,9 +249,10 @@ func TestWriteZeroes(t *testing.T) {
 		model := contents(t, f)
 		clear(model[8*512 : 24*512])
 		clear(model[100*512 : 108*512])
-		segments := append(segment(8, 16, unmap), segment(100, 8, unmap)...)
-		if s, _ := do(r, typeWriteZeroes, 0, r.Out(segments)); s != statusOK {
-			t.Fatalf("unmap %d: status %d", unmap, s)
+		for _, s := range [][]byte{segment(8, 16, unmap), segment(100, 8, unmap)} {
+			if s, _ := do(r, typeWriteZeroes, 0, r.Out(s)); s != statusOK {
+				t.Fatalf("unmap %d: status %d", unmap, s)
+			}
 		}
 		if !bytes.Equal(contents(t, f), model) {
 			t.Errorf("unmap %d: the file differs", unmap)
@@ -240,6 +298,36 @@ func TestErrorOfTheDisk(t *testing.T) {
 	}
 	if s, _ := do(r, typeIn, 0, r.In(512)); s != statusOK {
 		t.Errorf("status %d after an error, want %d", s, statusOK)
+	}
+}
+
+// Only a file system that does not know how makes the disk give up reading from the page cache: an error may pass.
+func TestCachedReadFails(t *testing.T) {
+	for _, c := range []struct {
+		name, path string
+		flag       int
+		gaveUp     bool
+	}{
+		{"an error", os.DevNull, os.O_WRONLY, false}, // EBADF
+		{"not supported", "/proc/kallsyms", os.O_RDONLY, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, err := os.OpenFile(c.path, c.flag, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			d, _ := disk(t, diskSize, nil)
+			d.fd = int(f.Fd())
+			r := virtiotest.New(t, d, 0)
+			if s, _ := do(r, typeIn, 0, r.In(512)); (s == statusOK) != c.gaveUp {
+				t.Errorf("status %d", s)
+			}
+			r.Stop()
+			if d.noCached != c.gaveUp {
+				t.Errorf("gave up: %t", d.noCached)
+			}
+		})
 	}
 }
 
@@ -336,6 +424,93 @@ func TestNewRefuses(t *testing.T) {
 	dec := snap.NewDecoder(c.Data(), 1)
 	if other.State(dec); dec.Err() == nil {
 		t.Error("the state of a disk of another size was accepted")
+	}
+}
+
+// A disk that cannot be flushed fails the save, by name. One that nobody writes to is not flushed.
+func TestSaveFlushes(t *testing.T) {
+	pipe, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	defer w.Close()
+	for _, readOnly := range []bool{false, true} {
+		d, f := disk(t, diskSize, func(c *Config) { c.ReadOnly = readOnly })
+		d.fd = int(pipe.Fd()) // fdatasync fails on it
+		c := snap.NewEncoder(d.StateVersion())
+		d.State(c)
+		err := c.Err()
+		if (err == nil) != readOnly {
+			t.Errorf("read-only %t: saved with %v", readOnly, err)
+		}
+		if err != nil && (!strings.Contains(err.Error(), "disk test: flush") || !strings.Contains(err.Error(), f.Name())) {
+			t.Errorf("error %q does not name the disk", err)
+		}
+	}
+}
+
+// A state goes with what the disk held then: what was written later is refused by name, unless the user knows better.
+func TestChangedSinceSaved(t *testing.T) {
+	const soon = time.Second
+	for _, c := range []struct {
+		name    string
+		change  func(t *testing.T, f *os.File)
+		ignore  bool
+		version uint16
+		refused bool
+	}{
+		{"unchanged", func(*testing.T, *os.File) {}, false, 2, false},
+		{"read", func(t *testing.T, f *os.File) { contents(t, f) }, false, 2, false},
+		{"written to", func(t *testing.T, f *os.File) {
+			// The kernel's clock for this has a coarse step: what is written within one of it seems to be of one moment.
+			for before := modified(t, f); modified(t, f) == before; {
+				if _, err := f.WriteAt([]byte{1}, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, false, 2, true},
+		{"an older copy", func(t *testing.T, f *os.File) { touch(t, f, modified(t, f).Add(-time.Hour)) }, false, 2, true},
+		{"the copy of then", func(t *testing.T, f *os.File) {
+			then := modified(t, f)
+			touch(t, f, then.Add(soon))
+			touch(t, f, then)
+		}, false, 2, false},
+		{"ignored", func(t *testing.T, f *os.File) { touch(t, f, modified(t, f).Add(soon)) }, true, 2, false},
+		{"a state of version 1", func(t *testing.T, f *os.File) { touch(t, f, modified(t, f).Add(soon)) }, false, 1, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, f := disk(t, 512, func(cfg *Config) { cfg.IgnoreChanges = c.ignore })
+			enc := snap.NewEncoder(c.version)
+			d.State(enc)
+			c.change(t, f)
+			dec := snap.NewDecoder(enc.Data(), c.version)
+			d.State(dec)
+			dec.Done()
+			err := dec.Err()
+			if (err != nil) != c.refused {
+				t.Errorf("refused: %v", err)
+			}
+			if err != nil && (!strings.Contains(err.Error(), "disk test: "+f.Name()) || !strings.Contains(err.Error(), "--ignore-disk-changes")) {
+				t.Errorf("error %q does not say what to do", err)
+			}
+		})
+	}
+}
+
+func modified(t testing.TB, f *os.File) time.Time {
+	t.Helper()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.ModTime()
+}
+
+func touch(t testing.TB, f *os.File, at time.Time) {
+	t.Helper()
+	if err := os.Chtimes(f.Name(), at, at); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -72,7 +72,7 @@ func (r *request) quick() (status byte, ok bool) {
 	d := r.d
 	switch r.kind {
 	case typeIn:
-		if !d.inside(r.sector, uint64(r.n)) {
+		if r.n > maxData || !d.inside(r.sector, uint64(r.n)) {
 			return statusIOError, true
 		}
 		switch {
@@ -82,13 +82,12 @@ func (r *request) quick() (status byte, ok bool) {
 			return 0, false
 		}
 		k, err := r.chain.ReadCachedAt(d.fd, r.n, r.off())
-		if err != nil {
-			// Whatever it is, the ordinary read will tell; what is not supported once will never be.
+		if unsupported(err) || errors.Is(err, unix.EINVAL) { // by this file system or kernel: it will never be
 			d.noCached = true
-		}
+		} // another error the ordinary read will tell
 		return statusOK, k == r.n
 	case typeOut:
-		if d.cfg.ReadOnly || !d.inside(r.sector, uint64(r.n)) {
+		if d.cfg.ReadOnly || r.n > maxData || !d.inside(r.sector, uint64(r.n)) {
 			return statusIOError, true
 		}
 		if d.cfg.Direct || d.through {
@@ -119,11 +118,11 @@ func (r *request) slow() {
 	case typeOut:
 		status := r.write()
 		if status == statusOK && d.through {
-			status = d.sync()
+			status = d.flush()
 		}
 		r.end(status)
 	case typeFlush:
-		r.end(d.sync())
+		r.end(d.flush())
 	default:
 		r.end(r.ranges())
 	}
@@ -140,8 +139,13 @@ func (d *Device) inside(sector, n uint64) bool {
 // off returns where in the file the request begins. inside has seen that it does not overflow.
 func (r *request) off() int64 { return int64(r.sector) * SectorSize }
 
-func (d *Device) sync() byte {
-	if err := ignoringEINTR(func() error { return unix.Fdatasync(d.fd) }); err != nil {
+func (d *Device) sync() error {
+	return ignoringEINTR(func() error { return unix.Fdatasync(d.fd) })
+}
+
+// flush is sync as a request.
+func (d *Device) flush() byte {
+	if err := d.sync(); err != nil {
 		return d.fail("flush", err)
 	}
 	return statusOK

@@ -140,7 +140,7 @@ func (d *Device) Stop() {
 	}
 	close(d.stop)
 	d.env, d.stop = nil, nil
-	d.stopping.Store(true)
+	d.stopping.Store(true) // before the deadline: see write
 	if w, ok := d.out.(deadliner); ok {
 		_ = w.SetWriteDeadline(time.Unix(1, 0)) // in the past: a Write that waits returns
 	}
@@ -220,10 +220,9 @@ func (d *Device) transmit(q *virtio.Queue) error {
 		c.AdvanceReadable(int(d.sent))
 		for c.Readable() > 0 {
 			b := c.NextReadable(c.Readable())
-			n, err := d.out.Write(b)
-			d.sent += uint32(len(b))
-			if errors.Is(err, os.ErrDeadlineExceeded) && d.stopping.Load() {
-				d.sent -= uint32(len(b) - n)
+			n := d.write(b)
+			d.sent += uint32(n)
+			if n < len(b) {
 				q.Undo(1) // it goes on there after the pause
 				return nil
 			}
@@ -232,6 +231,18 @@ func (d *Device) transmit(q *virtio.Queue) error {
 		q.Done(c)
 		q.Flush()
 	}
+}
+
+// write gives b to the writer and returns how much of it was taken or lost: all, unless the device stops.
+func (d *Device) write(b []byte) int {
+	if d.stopping.Load() { // the last Write may have lost what it had, and this one wait for ever
+		return 0
+	}
+	n, err := d.out.Write(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) && d.stopping.Load() {
+		return n
+	}
+	return len(b)
 }
 
 // signal leaves a token in a channel of capacity 1 unless there is one.

@@ -156,6 +156,51 @@ func TestBlockedWriter(t *testing.T) {
 	r.Queues[transmitQueue].Wait()
 }
 
+// gate is a writer that blocks until it is let go on, and cannot be interrupted.
+type gate struct {
+	entered, open chan struct{}
+	bytes.Buffer
+}
+
+func (g *gate) Write(p []byte) (int, error) {
+	g.entered <- struct{}{}
+	<-g.open
+	return g.Buffer.Write(p)
+}
+
+// TestStopBetweenWrites has the writer lose what it has when the device stops, as a socket whose client is replaced: it is
+// given no more before the device starts again.
+func TestStopBetweenWrites(t *testing.T) {
+	g := &gate{entered: make(chan struct{}), open: make(chan struct{})}
+	d := New(g)
+	r := virtiotest.New(t, d, 0)
+	q := r.Queues[transmitQueue]
+	q.Send(r.Out([]byte("one,")), r.Out([]byte("two,")))
+	q.Send(r.Out([]byte("three")))
+	<-g.entered
+	stopped := make(chan struct{})
+	go func() { r.Stop(); close(stopped) }()
+	for !d.stopping.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	g.open <- struct{}{}
+	select {
+	case <-stopped:
+	case <-g.entered:
+		t.Fatal("the writer was given more")
+	}
+	r.Start()
+	for range 2 {
+		<-g.entered
+		g.open <- struct{}{}
+	}
+	q.Wait()
+	q.Wait()
+	if diff := cmp.Diff("one,two,three", g.String()); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestSize(t *testing.T) {
 	d := New(io.Discard)
 	r := virtiotest.New(t, d, 0)

@@ -160,6 +160,7 @@ func (d *Device) configChanged() {
 func (d *Device) Start(env *virtio.Env) error {
 	d.changed.Store(&env.ConfigChanged)
 	if err := d.backend.Start(env.Features, d.configChanged); err != nil {
+		d.changed.Store(nil)
 		return err
 	}
 	d.rx.start(env)

@@ -309,6 +309,39 @@ func TestReceiveDropsWhatNeverFits(t *testing.T) {
 	}
 }
 
+// A driver that offers a descriptor again that it did not get back breaks the device: a packet that waits for room would
+// else take buffers for ever.
+func TestReceiveHoldsNoMoreThanTheQueue(t *testing.T) {
+	near, far := pair(t)
+	r := virtiotest.New(t, sized{New(Config{MAC: testMAC, Backend: NewStream(near, nil, nil)}), 4}, 0)
+	q, d := r.Queues[rxQueue], r.In(100)
+	long := framed(frame(5000, 1))
+	if _, err := far.Write(long); err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint16(4) {
+		for deadline := time.Now().Add(timeout); q.AvailEvent() != i; { // it has the one before and waits
+			if time.Now().After(deadline) {
+				t.Fatalf("buffer %d is not taken", i)
+			}
+			time.Sleep(20 * time.Microsecond)
+		}
+		q.Send(d)
+	}
+	q.Send(d)
+	if _, err := far.Write(long); err != nil { // the first one was dropped: four buffers are too short
+		t.Fatal(err)
+	}
+	select {
+	case err := <-r.Broken:
+		if !virtio.IsProtocol(err) {
+			t.Error(err)
+		}
+	case <-time.After(timeout):
+		t.Error("five chains of four descriptors were taken")
+	}
+}
+
 func TestDeframerBounds(t *testing.T) {
 	for n, ok := range map[int]bool{0: false, 1: true, MaxFrame: true, MaxFrame + 1: false} {
 		d := deframer{buf: make([]byte, streamBuffer)}

@@ -134,7 +134,7 @@ func (r *receiver) offer() []unix.Iovec {
 // is too short, all of its buffers together are, or the device is to stop.
 func (r *receiver) makeRoom(q *virtio.Queue, n int) (bool, error) {
 	for r.room < n {
-		if !r.merge || r.n == q.Size() {
+		if !r.merge || r.n == q.Size() { // Next gives no more, so that Wait may be in vain
 			return false, nil
 		}
 		ok, err := r.hold(q)

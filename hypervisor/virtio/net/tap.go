@@ -182,6 +182,9 @@ func (t *Tap) Start(features uint64, linkChanged func()) error {
 
 // Stop implements Backend.
 func (t *Tap) Stop() {
+	if t.cancel == nil { // it never started
+		return
+	}
 	t.cancel()
 	_ = t.file.SetDeadline(time.Unix(1, 0)) // in the past: whoever waits returns
 }

@@ -280,6 +280,18 @@ func TestTapSuite(t *testing.T) {
 	})
 }
 
+// A tap that cannot start can be stopped all the same.
+func TestTapDoesNotStart(t *testing.T) {
+	tap, _ := newTapPair(t, false)
+	if err := tap.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := tap.Start(0, func() {}); err == nil {
+		t.Error("a closed tap starts")
+	}
+	tap.Stop()
+}
+
 func TestNewTap(t *testing.T) {
 	tap, _ := newTapPair(t, false)
 	fd, err := unix.FcntlInt(tap.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)

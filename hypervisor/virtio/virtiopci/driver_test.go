@@ -33,6 +33,7 @@ var slot = pci.Address{Device: 4}
 // echo is a device with two queues: what the driver sends on either comes back in the same chain.
 type echo struct {
 	features uint64
+	fails    error         // of Start
 	gate     chan struct{} // if it is set, a request waits until it can take something from it
 	stopped  chan struct{}
 	waiting  atomic.Int32 // requests that wait
@@ -69,6 +70,9 @@ func (e *echo) WriteConfig(off uint32, p []byte) {
 }
 
 func (e *echo) Start(env *virtio.Env) error {
+	if e.fails != nil {
+		return e.fails
+	}
 	e.stopped = make(chan struct{})
 	unlock := e.lock()
 	e.env = env

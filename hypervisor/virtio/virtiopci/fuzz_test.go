@@ -45,7 +45,7 @@ func FuzzRegisters(f *testing.F) {
 			b.write(config(pci.BAR0+4*i), 4, 0)
 		}
 		b.write(config(pci.BAR0), 4, barBase)
-		b.write(config(pci.Command), 2, pci.CommandMemory)
+		b.write(config(pci.Command), 2, pci.CommandMemory|pci.CommandMaster)
 		d.start(true)
 		d.queues[0].do("served again")
 		d.setStatus(0)

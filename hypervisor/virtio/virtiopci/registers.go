@@ -179,6 +179,13 @@ func (t *Transport) WriteConfig(off int, p []byte) {
 		return
 	}
 	t.fn.WriteConfig(off, p)
+	if off <= pci.Command && off+len(p) > pci.Command { // bus mastering may have changed
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if err := t.adjust(); err != nil {
+			t.broken(err)
+		}
+	}
 }
 
 // window returns the offset in the BAR that an access to the capability's data means, if it means one: from the start of

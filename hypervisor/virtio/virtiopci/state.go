@@ -16,8 +16,7 @@ func (t *Transport) Pause() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.paused = true
-	t.stop()
-	return nil
+	return t.adjust()
 }
 
 // Resume implements snap.Component. A device that is broken stays stopped until its driver resets it.
@@ -25,10 +24,7 @@ func (t *Transport) Resume() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.paused = false
-	if t.env == nil || t.running || t.status.Load()&statusNeedsReset != 0 {
-		return nil
-	}
-	return t.start()
+	return t.adjust()
 }
 
 // State implements snap.Component.

@@ -49,7 +49,7 @@ type Transport struct {
 	queueSelect    uint16
 	queues         []queueRegs
 	env            *virtio.Env // set from DRIVER_OK to reset
-	running        bool        // Start was called, and Stop not since
+	running        bool        // Start has succeeded, and Stop was not called since
 	paused         bool
 
 	bells  sync.Mutex
@@ -180,6 +180,9 @@ func (t *Transport) resetLocked() {
 	if t.fn != nil {
 		t.fn.SetINTx(false)
 	}
+	if t.msix != nil {
+		t.msix.Cancel()
+	}
 }
 
 // setStatus is the driver's write to the status register.
@@ -214,10 +217,19 @@ func (t *Transport) activate() error {
 		return err
 	}
 	t.setActive(true)
-	if t.paused {
-		return nil
+	return t.adjust()
+}
+
+// adjust makes the device run if it may: there is a driver, which has not broken it, the machine is not paused, and the
+// guest lets the function be bus master.
+func (t *Transport) adjust() error {
+	switch {
+	case t.paused || !t.fn.Master():
+		t.stop()
+	case t.env != nil && !t.running && t.status.Load()&statusNeedsReset == 0:
+		return t.start()
 	}
-	return t.start()
+	return nil
 }
 
 func (t *Transport) buildEnv() error {
@@ -241,8 +253,11 @@ func (t *Transport) buildEnv() error {
 }
 
 func (t *Transport) start() error {
+	if err := t.dev.Start(t.env); err != nil {
+		return err
+	}
 	t.running = true
-	return t.dev.Start(t.env)
+	return nil
 }
 
 func (t *Transport) stop() {
@@ -308,15 +323,6 @@ func (t *Transport) setActive(active bool) {
 	t.rebind()
 }
 
-// fdOf returns the descriptor of queue i's eventfd. Fd() would switch the file to blocking mode.
-func (t *Transport) fdOf(i int) int {
-	fd := -1
-	if raw, err := t.queues[i].kick.SyscallConn(); err == nil {
-		_ = raw.Control(func(u uintptr) { fd = int(u) })
-	}
-	return fd
-}
-
 // rebind makes the doorbells agree with the BAR. They are bound only while the driver may kick: a guest moves its BARs
 // several times while it boots, and each binding is a system call that waits for all vCPUs.
 func (t *Transport) rebind() {
@@ -328,7 +334,7 @@ func (t *Transport) rebind() {
 		return
 	}
 	for i := range t.queues {
-		fd := t.fdOf(i)
+		fd := virtio.EventFD(t.queues[i].kick)
 		addr := uint64(notifyOff + notifyStep*i)
 		if t.bound != 0 {
 			_ = t.cfg.Doorbells.Unbind(t.bound+addr, 0, fd)

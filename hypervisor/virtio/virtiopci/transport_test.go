@@ -1,10 +1,12 @@
 package virtiopci
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -274,6 +276,59 @@ func TestResetWhileBusy(t *testing.T) {
 	d.queues[0].do("and it works again")
 }
 
+// A device touches no memory and sends no message while the guest does not let it be bus master.
+func TestBusMaster(t *testing.T) {
+	d := probe(newBoard(t, new(echo), true))
+	master := func(on bool) {
+		cmd := uint64(pci.CommandMemory)
+		if on {
+			cmd |= pci.CommandMaster
+		}
+		d.write(config(pci.Command), 2, cmd)
+	}
+	master(false)
+	d.start(true)
+	for i, change := range []func(){
+		func() {}, // it is off when the driver starts
+		func() { master(false) },
+		func() {
+			master(false)
+			if err := errors.Join(d.tr.Pause(), d.tr.Resume()); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		change()
+		q := d.queues[0]
+		q.offer("wait for it")
+		q.kick()
+		d.tr.configChanged()
+		time.Sleep(5 * time.Millisecond)
+		if q.done() != 0 || d.interrupts(0) != i || d.interrupts(1) != i {
+			t.Errorf("%d requests done and %d and %d interrupts without the bus, want 0, %d and %d",
+				q.done(), d.interrupts(0), d.interrupts(1), i, i)
+		}
+		master(true)
+		eventually(t, "the request is done", func() bool { return q.done() == 1 })
+		eventually(t, "both interrupts", func() bool { return d.interrupts(0) == i+1 && d.interrupts(1) == i+1 })
+		q.seen++
+	}
+}
+
+// What was pending for one driver is no interrupt of the next.
+func TestResetForgetsInterrupts(t *testing.T) {
+	d := probe(newBoard(t, new(echo), false))
+	d.start(true)
+	d.write(config(d.msixCap+2), 2, 0xc000) // the function is masked
+	d.queues[0].do("unheard")
+	eventually(t, "the pending bit", func() bool { return d.read(d.bar+pbaOff, 8) == 1<<1 })
+	d.setStatus(0)
+	d.write(config(d.msixCap+2), 2, 0x8000)
+	if n := len(d.msi.Last().Sent()); n != 0 {
+		t.Errorf("%d interrupts after the reset", n)
+	}
+}
+
 // A driver that breaks the rules finds DEVICE_NEEDS_RESET and an interrupt, and can start over.
 func TestNeedsReset(t *testing.T) {
 	for name, spoil := range map[string]func(d *driver){
@@ -312,6 +367,26 @@ func TestNeedsReset(t *testing.T) {
 	}
 }
 
+// A device that cannot start is broken, is not stopped, and can start after a reset.
+func TestStartFails(t *testing.T) {
+	e := &echo{fails: errors.New("the host says no")}
+	d := probe(newBoard(t, e, true))
+	d.enableMSIX()
+	d.negotiate(^uint64(0))
+	d.setUp(true)
+	d.setStatus(allSet)
+	if v := d.status(); v != allSet|statusNeedsReset {
+		t.Errorf("status %#x", v)
+	}
+	if err := errors.Join(d.tr.Pause(), d.tr.Resume()); err != nil {
+		t.Error(err)
+	}
+	d.setStatus(0)
+	e.fails = nil
+	d.start(true)
+	d.queues[0].do("alive")
+}
+
 // The doorbells follow the BAR while the driver may kick, and only then.
 func TestDoorbells(t *testing.T) {
 	d := probe(newBoard(t, new(echo), true))
@@ -332,7 +407,7 @@ func TestDoorbells(t *testing.T) {
 	d.queues[0].do("by doorbell")
 	d.write(config(pci.Command), 2, 0)
 	want("decoding off")
-	d.write(config(pci.Command), 2, pci.CommandMemory)
+	d.write(config(pci.Command), 2, pci.CommandMemory|pci.CommandMaster)
 	want("decoding on", elsewhere+notifyOff, elsewhere+notifyOff+notifyStep)
 	d.queues[1].offer("by the register, for a width that no doorbell matches")
 	d.write(d.bar+uint64(d.queues[1].notify), 4, 1)
@@ -407,7 +482,7 @@ func TestConcurrent(t *testing.T) {
 				d.write(barBase+notifyOff+i%4*4, 2, i)
 				d.read(config(int(i*4%256)), 4)
 				d.write(barBase+tableOff+12+16*(i%3), 4, i&1)
-				d.write(config(pci.Command), 2, pci.CommandMemory|i&uint64(cpu)<<10)
+				d.write(config(pci.Command), 2, pci.CommandMemory|pci.CommandMaster|i&uint64(cpu)<<10)
 			}
 		})
 	}

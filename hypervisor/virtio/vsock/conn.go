@@ -35,7 +35,7 @@ type conn struct {
 	sock  net.Conn // nil while dialling
 	state state
 	dead  bool        // no longer in the muxer's table
-	timer *time.Timer // ends it if the guest does not answer; nil unless requested
+	timer *time.Timer // ends it if the guest does not answer, running, in time; nil unless requested
 
 	in, out   ring      // to the guest, from the guest
 	inMoved   sync.Cond // the reader waits for room in in

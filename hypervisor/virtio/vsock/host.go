@@ -116,7 +116,7 @@ func (m *muxer) greet(sock net.Conn) {
 	c.timer = time.AfterFunc(m.timeout, func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if !c.dead && c.state == requested {
+		if m.running && !c.dead && c.state == requested {
 			m.abort(c)
 		}
 	})

@@ -72,6 +72,9 @@ func (m *muxer) start() {
 		if c.sock != nil {
 			_ = c.sock.SetDeadline(time.Time{})
 		}
+		if c.timer != nil {
+			c.timer.Reset(m.timeout)
+		}
 		c.pump()
 	}
 }
@@ -92,6 +95,9 @@ func (m *muxer) stop() {
 		for _, c := range m.conns {
 			if c.sock != nil {
 				_ = c.sock.SetDeadline(past)
+			}
+			if c.timer != nil {
+				c.timer.Stop() // the guest cannot answer
 			}
 			c.inMoved.Broadcast()
 			c.outMoved.Broadcast()

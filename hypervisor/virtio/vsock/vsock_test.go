@@ -303,6 +303,45 @@ func TestHostConnectTimesOut(t *testing.T) {
 	}
 }
 
+// The guest's time for an answer does not run while it is paused.
+func TestPauseBeforeAnswer(t *testing.T) {
+	g := newGuest(t, 8)
+	m := g.Device.(*Device).m
+	const limit = 500 * time.Millisecond
+	m.mu.Lock()
+	m.timeout = limit
+	m.mu.Unlock()
+	c, err := net.Dial("unix", g.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.own(c)
+	fmt.Fprintf(c, "CONNECT 1\n")
+	p := g.expect(opRequest)
+	g.Stop()
+	time.Sleep(limit + 100*time.Millisecond)
+	g.Start()
+	g.send(reply(p, opResponse), nil)
+	want := fmt.Sprintf("OK %d\n", p.srcPort)
+	if got := readN(t, c, len(want)); string(got) != want {
+		t.Errorf("host got %q, want %q", got, want)
+	}
+	// What is not answered ends after a pause too.
+	m.mu.Lock()
+	m.timeout = 100 * time.Millisecond
+	m.mu.Unlock()
+	c, err = net.Dial("unix", g.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.own(c)
+	fmt.Fprintf(c, "CONNECT 1\n")
+	g.expect(opRequest)
+	g.Stop()
+	g.Start()
+	g.expect(opRST)
+}
+
 func TestHostSaysNonsense(t *testing.T) {
 	g := newGuest(t, 8)
 	for _, s := range []string{"\n", "CONNECT\n", "CONNECT \n", "CONNECT x\n", "CONNECT -1\n", "CONNECT 4294967296\n", "connect 1\n", strings.Repeat("C", 64)} {
