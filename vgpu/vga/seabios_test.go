@@ -161,7 +161,7 @@ func (g *guest) artifact(name string) {
 	}
 	defer f.Close()
 	g.screen.Snapshot(func(s *display.Surface) {
-		if err := png.Encode(f, picturePNG(s)); err != nil {
+		if err := png.Encode(f, copyPicture(s)); err != nil {
 			g.t.Error(err)
 		}
 	})
