@@ -43,6 +43,7 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 	for _, f := range change {
 		f(&cfg)
 	}
+	r.screen = cfg.Screen
 	c, err := build(cfg, video{memory: make([]byte, cfg.Memory)})
 	if err != nil {
 		t.Fatal(err)

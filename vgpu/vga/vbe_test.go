@@ -130,7 +130,7 @@ func TestVBEHostile(t *testing.T) {
 				if diff := cmp.Diff(c.want, got); diff != "" {
 					t.Errorf("enabled first: %v (-want +got)\n%s", first, diff)
 				}
-				r.picture()
+				r.card.draw()
 			}
 		})
 	}
