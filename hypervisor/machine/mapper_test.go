@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"bytes"
 	"encoding/binary"
 	"testing"
 
@@ -21,16 +22,17 @@ type memoryCard struct {
 	memory []byte
 	now    bus.Mapping
 	failed error
+	class  uint32
 	exits  []bus.Access // what reached the card: the guest has not got its memory there
 }
 
 const memoryCardSize = 1 << 20
 
 func newMemoryCard(t testing.TB) (*memoryCard, Slot) {
-	c := &memoryCard{memory: kvmtest.RAM(t, memoryCardSize)}
+	c := &memoryCard{memory: kvmtest.RAM(t, memoryCardSize), class: 0x058000}
 	return c, Slot{Name: "card", New: func(b Board) (_ Card, err error) {
 		c.mapper = b.Mapper
-		c.fn, err = pci.NewFunction(pci.Config{Name: b.Name, Class: 0x058000,
+		c.fn, err = pci.NewFunction(pci.Config{Name: b.Name, Class: c.class,
 			BARs: [6]pci.BAR{{Kind: pci.BARMem32Prefetch, Size: memoryCardSize, Device: c, Moved: c.moved}}})
 		c.ConfigSpace, c.Component = c.fn, c.fn
 		return c, err
@@ -145,5 +147,29 @@ func TestMapperFull(t *testing.T) {
 	}
 	if _, err := m.mapper.Map(pci32Last+1-4096, page); err != nil {
 		t.Error(err)
+	}
+}
+
+// The ACPI tables say whether there is a VGA: the FADT by a flag (ACPI 6.5 §5.2.9.3), the DSDT by its window.
+func TestVGATables(t *testing.T) {
+	for class, want := range map[uint32]bool{0x030000: true, 0x038000: false} {
+		card, slot := newMemoryCard(t)
+		card.class = class
+		m := newMachine(t, small(t, kvmtest.RemoteProgram(), slot))
+		tables, err := m.Memory().Slice(tablesBase, tablesEnd-tablesBase)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const archOffset, notPresent = 109, 1 << 2
+		fadt := bytes.Index(tables, []byte("FACP"))
+		if fadt < 0 {
+			t.Fatal("no FADT")
+		}
+		if has := tables[fadt+archOffset]&notPresent == 0; has != want {
+			t.Errorf("class %#x: the FADT says %v", class, has)
+		}
+		if has := bytes.Contains(tables, []byte{0, 0, 0xa, 0, 0xff, 0xff, 0xb, 0}); has != want {
+			t.Errorf("class %#x: the DSDT says %v", class, has)
+		}
 	}
 }

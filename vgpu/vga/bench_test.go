@@ -59,7 +59,7 @@ func BenchmarkWindowWrite(b *testing.B) {
 	r.set(mode12)
 	b.ReportAllocs()
 	p := []byte{0x55}
-	for i := range b.N {
+	for i := 0; b.Loop(); i++ {
 		r.mmio.Write(0, windowBase+uint64(i&0xffff), p)
 	}
 }
@@ -68,7 +68,7 @@ func bench(b *testing.B, r *rig, change func(i int)) {
 	b.Helper()
 	b.ReportAllocs()
 	r.card.draw()
-	for i := range b.N {
+	for i := 0; b.Loop(); i++ {
 		change(i)
 		r.card.draw()
 	}

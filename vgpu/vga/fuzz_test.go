@@ -14,16 +14,23 @@ func FuzzPorts(f *testing.F) {
 	add := func(ops ...byte) { f.Add(ops) }
 	add(opMode, 0, opPort, 0x14, 0x0a, opWindow, 0x80, 0x80, 'x', opDraw, 0)
 	add(opMode, 3, opWindow, 1, 2, 3, opDraw, 1, opWindow, 3, 4, 5, opDraw, 1)
+	add(opVBE, vbeXRes, 0, 1, opVBE, vbeYRes, 90, 0, opVBE, vbeBPP, 4, 0, opVBE, vbeEnable, 1, 0, opVBE, vbeXOffset, 5, 0, opBlock, 3, 4, 5, opDraw, 0)
 	add(opVBE, vbeXRes, 0, 1, opVBE, vbeYRes, 100, 0, opVBE, vbeBPP, 24, 0, opVBE, vbeEnable, 1, 0, opFrameBuffer, 1, 2, 3, opDraw, 0)
+	add(opMode, 8, opBlock, 0, 7, 9, opBlock, 9, 3, 1, opDraw, 0, opPort, 0x24, crtcStartLow, 77, opBlock, 1, 1, 1, opDraw, 9)
+	add(opMode, 6, opBlock, 40, 7, 9, opPort, 0x24, crtcLineCompare, 101, opPort, 0x24, crtcOverflow, 1, opPort, 0x24, crtcMaxScan, 1, opDraw, 0)
+	add(opMode, 2, opBlock, 2, 7, 9, opPort, 0x24, crtcMode, 0xc1, opPort, 0x24, crtcStartHigh, 0xff, opDraw, 0, opBlock, 0, 1, 4, opDraw, 0)
 	f.Fuzz(func(t *testing.T, ops []byte) {
 		r := newRig(t, func(c *Config) { c.Memory = MinMemory })
 		sink := new(recorder)
 		defer r.screen.Attach(sink)()
-		if len(ops) > 2000 {
-			ops = ops[:2000]
-		}
-		for len(ops) > 0 {
-			ops = r.op(ops)
+		ops = ops[:min(len(ops), 1000)]
+		for draws := 0; len(ops) > 0; ops = r.op(ops) {
+			if ops[0]%opNumber != opDraw {
+				continue
+			}
+			if draws++; draws > 8 { // a large picture takes long
+				break
+			}
 		}
 		r.card.draw()
 		if s := sink.surface; s != nil {

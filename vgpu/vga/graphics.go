@@ -3,6 +3,7 @@ package vga
 import (
 	"encoding/binary"
 	"image"
+	"math/bits"
 )
 
 // drawGraphics draws what has changed in the graphics mode m, as far as the dirty pages tell; all of it if full.
@@ -70,9 +71,9 @@ func (c *Card) render(m *mode, addr int) {
 	case kindPacked:
 		pixels = packed(p.line, src, &p.colour)
 	case kind15:
-		pixels = highColour(p.line, src, m.bigEndian, 10, 5, 0x1f)
+		pixels = highColour(p.line, src, m.bigEndian, false)
 	case kind16:
-		pixels = highColour(p.line, src, m.bigEndian, 11, 5, 0x3f)
+		pixels = highColour(p.line, src, m.bigEndian, true)
 	case kind24:
 		pixels = trueColour(p.line, src, m.bigEndian)
 	}
@@ -96,8 +97,8 @@ func planar(dst, src []byte, colour *palette) (pixels int) {
 // spread returns a byte of 0 or 1 for each bit of b, the highest bit's lowest.
 func spread(b byte) uint64 {
 	const each, ones = 0x0102040810204080, 0x0101010101010101
-	bits := uint64(b) * ones & each // one bit in each byte, or none
-	return (bits + 0x7f*ones) >> 7 & ones
+	single := uint64(b) * ones & each // one bit in each byte, or none
+	return (single + 0x7f*ones) >> 7 & ones
 }
 
 // interleaved makes eight pixels of each unit: four of planes 0 and 2, and four of planes 1 and 3, with two bits from each.
@@ -115,41 +116,40 @@ func interleaved(dst, src []byte, colour *palette) (pixels int) {
 
 // packed makes a pixel of each byte.
 func packed(dst, src []byte, colour *palette) (pixels int) {
-	dst = dst[:4*len(src)]
-	for i, v := range src {
-		binary.LittleEndian.PutUint32(dst[4*i:], colour[v])
+	for _, v := range src {
+		if len(dst) < 4 {
+			break // never
+		}
+		binary.LittleEndian.PutUint32(dst, colour[v])
+		dst = dst[4:]
 	}
 	return len(src)
 }
 
-// highColour makes a pixel of each two bytes, in which red and green begin at the given bits.
-func highColour(dst, src []byte, bigEndian bool, red, green uint, greenMask uint32) (pixels int) {
-	for ; len(src) >= 2; src = src[2:] {
-		v := uint32(src[0]) | uint32(src[1])<<8
+// highColour makes a pixel of each two bytes, in which green has five bits or six.
+func highColour(dst, src []byte, bigEndian, six bool) (pixels int) {
+	for pixels = len(src) / 2; len(src) >= 2 && len(dst) >= 4; dst, src = dst[4:], src[2:] {
+		v := binary.LittleEndian.Uint16(src)
 		if bigEndian {
-			v = uint32(src[1]) | uint32(src[0])<<8
+			v = bits.ReverseBytes16(v)
 		}
-		r, g, b := widen5(v>>red&0x1f), v>>green&greenMask, widen5(v&0x1f)
-		if greenMask == 0x3f {
-			g = widen6(g)
+		if six {
+			binary.LittleEndian.PutUint32(dst, widen565(uint32(v)))
 		} else {
-			g = widen5(g)
+			binary.LittleEndian.PutUint32(dst, widen555(uint32(v)))
 		}
-		setPixel(dst, pixels, r<<16|g<<8|b)
-		pixels++
 	}
 	return pixels
 }
 
 // trueColour makes a pixel of each three bytes: blue, green and red.
 func trueColour(dst, src []byte, bigEndian bool) (pixels int) {
-	for ; len(src) >= 3; src = src[3:] {
+	for pixels = len(src) / 3; len(src) >= 3 && len(dst) >= 4; dst, src = dst[4:], src[3:] {
 		b, g, r := uint32(src[0]), uint32(src[1]), uint32(src[2])
 		if bigEndian {
 			b, r = r, b
 		}
-		setPixel(dst, pixels, r<<16|g<<8|b)
-		pixels++
+		binary.LittleEndian.PutUint32(dst, r<<16|g<<8|b)
 	}
 	return pixels
 }

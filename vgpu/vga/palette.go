@@ -37,6 +37,16 @@ func (c *Card) colour(i uint8) uint32 {
 	return r<<16 | g<<8 | b
 }
 
-// widen6 makes 8 bits of 6, widen5 of 5: all set stays all set.
+// widen6 makes 8 bits of 6: none stays none and all stay all.
 func widen6(v uint32) uint32 { return v<<2&0xff | v>>4&3 }
-func widen5(v uint32) uint32 { return v<<3&0xff | v>>2&7 }
+
+// widen555 and widen565 do the same for the parts of a pixel of 15 and of 16 bits.
+func widen555(v uint32) uint32 {
+	v = v&0x7c00<<9 | v&0x03e0<<6 | v&0x001f<<3
+	return v | v>>5&0x070707
+}
+
+func widen565(v uint32) uint32 {
+	v = v&0xf800<<8 | v&0x07e0<<5 | v&0x001f<<3
+	return v | v>>5&0x070007 | v>>6&0x000300
+}

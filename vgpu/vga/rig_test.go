@@ -261,6 +261,7 @@ func (r *rig) print(cell int, attr uint8, text string) {
 
 // recorder is a sink that keeps a copy of the picture as it is told of it.
 type recorder struct {
+	noCursor
 	surface *display.Surface
 	pixels  []byte // rows of width × 4 bytes
 	scanout int
@@ -289,9 +290,6 @@ func (k *recorder) copy(r image.Rectangle) {
 		copy(k.pixels[4*(y*s.Width+r.Min.X):4*(y*s.Width+r.Max.X)], s.Pixels[y*s.Stride+4*r.Min.X:])
 	}
 }
-
-func (*recorder) Cursor(*display.Cursor) {}
-func (*recorder) MoveCursor(image.Point) {}
 
 // picture draws and returns what is shown; nil is nothing.
 func (r *rig) picture() (img *image.RGBA) {

@@ -105,11 +105,17 @@ func blit(s *display.Surface, y int, line []byte) (x0, x1 int) {
 	if bytes.Equal(row, line) {
 		return 0, 0
 	}
-	const n = display.BytesPerPixel
+	const n, many = display.BytesPerPixel, 16
+	for x0+many <= s.Width && bytes.Equal(row[n*x0:n*(x0+many)], line[n*x0:n*(x0+many)]) {
+		x0 += many
+	}
 	for pixel(row, x0) == pixel(line, x0) {
 		x0++
 	}
 	x1 = s.Width
+	for x1 >= many && bytes.Equal(row[n*(x1-many):n*x1], line[n*(x1-many):n*x1]) {
+		x1 -= many
+	}
 	for pixel(row, x1-1) == pixel(line, x1-1) {
 		x1--
 	}

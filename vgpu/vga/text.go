@@ -1,6 +1,7 @@
 package vga
 
 import (
+	"encoding/binary"
 	"image"
 
 	"github.com/lodgehv/lodge/vgpu/display"
@@ -101,6 +102,12 @@ func (c *Card) cursor(phase int) cursorCell {
 func (c *Card) loadFonts(m *mode, full bool) (changed bool) {
 	for i, off := range m.fonts {
 		font := &c.picture.text.fonts[i]
+		if i == 1 && off == m.fonts[0] { // as most often
+			if changed || full {
+				*font = c.picture.text.fonts[0]
+			}
+			continue
+		}
 		if !full && !c.video.dirty.any(off, 4*len(font)) {
 			continue
 		}
@@ -146,12 +153,10 @@ func (c *Card) drawCell(m *mode, cell uint32, x, y, first, lines int) {
 			bits = 0x1ff
 		}
 		row := s.Pixels[(y+i)*s.Stride+(x+from)*display.BytesPerPixel:]
-		for o := from; o < to; o++ {
-			colour := bg
-			if bits<<(o>>half)&0x100 != 0 {
-				colour = fg
-			}
-			setPixel(row, o-from, colour)
+		for o := from; o < to && len(row) >= display.BytesPerPixel; o++ {
+			dot := bits << (o >> half & 15) >> 8 & 1
+			binary.LittleEndian.PutUint32(row, bg^(bg^fg)&-dot) // without a branch, which could not be predicted
+			row = row[display.BytesPerPixel:]
 		}
 	}
 }

@@ -70,6 +70,7 @@ type Card struct {
 
 	edid        atomic.Pointer[[edidSize]byte]
 	watched     atomic.Bool
+	warned      atomic.Bool
 	wake        chan struct{} // holds a token when there is something to draw
 	stopMonitor func()
 	stopWatch   func()
@@ -172,9 +173,9 @@ func (c *Card) Close() error {
 	return freeMemory(v.file, v.memory)
 }
 
-// warn tells the log.
+// warn tells the log, once: a guest can cause it as often as it likes.
 func (c *Card) warn(msg string, err error) {
-	if c.cfg.Log != nil {
+	if c.cfg.Log != nil && c.warned.CompareAndSwap(false, true) {
 		c.cfg.Log.Warn(msg, "device", c.cfg.Name, "err", err)
 	}
 }
