@@ -61,7 +61,7 @@ type guest struct {
 	card   *Card
 }
 
-func newGuest(t testing.TB) *guest {
+func newGuest(t testing.TB, slots ...machine.Slot) *guest {
 	t.Helper()
 	bios, err := os.Open(seabios)
 	if err != nil {
@@ -82,6 +82,7 @@ func newGuest(t testing.TB) *guest {
 			return c, err
 		}}},
 	}
+	g.cfg.Slots = append(g.cfg.Slots, slots...)
 	m, err := machine.New(g.cfg)
 	g.run(m, err)
 	return g
@@ -169,7 +170,7 @@ func (g *guest) artifact(name string) {
 	}
 	defer f.Close()
 	g.screen.Snapshot(func(s *display.Surface) {
-		if err := png.Encode(f, copyPicture(s)); err != nil {
+		if err := (&png.Encoder{CompressionLevel: png.BestSpeed}).Encode(f, copyPicture(s)); err != nil {
 			g.t.Error(err)
 		}
 	})
