@@ -1,8 +1,6 @@
 package vga
 
-import (
-	"testing"
-)
+import "testing"
 
 // All of a screen of text, as after a mode switch.
 func BenchmarkText(b *testing.B) {

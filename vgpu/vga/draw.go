@@ -1,8 +1,6 @@
 package vga
 
-import (
-	"time"
-)
+import "time"
 
 // The card draws at most so often. Where the guest draws into memory that it has itself nobody says when it does: the card
 // looks, less and less often while nothing changes.
