@@ -120,9 +120,22 @@ func (m *Machine) acpiTables() (*acpi.Tables, error) {
 		INTx:     intxGSI,
 		PMBase:   legacy.PMBase, ResetPort: legacy.ResetPort, ResetValue: legacy.ResetValue,
 		S4:         true, // off, as S5: what the guest needs then is on its disk
-		CenturyReg: cmosCentury, I8042: true, COM1: m.serial[0] != nil, COM2: m.serial[1] != nil,
+		CenturyReg: cmosCentury, VGA: m.hasVGA(), I8042: true, COM1: m.serial[0] != nil, COM2: m.serial[1] != nil,
 		FWCfg: true, VMGenID: true,
 	})
+}
+
+// hasVGA reports whether a card is VGA-compatible: systems use its ports and its window only if they are told so.
+func (m *Machine) hasVGA() bool {
+	const vga = 0x030000 // PCI 3.0 appendix D
+	for _, c := range m.cards {
+		var p [4]byte
+		c.ReadConfig(pci.RevisionID, p[:])
+		if binary.LittleEndian.Uint32(p[:])>>8 == vga {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *Machine) smbiosTables() (*smbios.Tables, error) {

@@ -72,6 +72,7 @@ type Board struct {
 	Name      string // of the card
 	Mem       *mem.Memory
 	Doorbells bus.Doorbells
+	Mapper    bus.Mapper
 	Pin       uint8 // INTx pin to use
 	Log       *slog.Logger
 }

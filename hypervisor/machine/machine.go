@@ -28,6 +28,7 @@ type Machine struct {
 	romSize    uint64
 	vm         *kvm.VM
 	interrupts *interrupts
+	mapper     *mapper
 	ports      bus.Bus
 	mmio       bus.Bus
 	pci        pci.Root
@@ -107,7 +108,9 @@ func (m *Machine) createVM() error {
 		return err
 	}
 	m.vm = vm
-	for i, s := range slots(m.mem, m.romSize) {
+	ram := slots(m.mem, m.romSize)
+	m.mapper = &mapper{vm: vm, first: uint32(len(ram))}
+	for i, s := range ram {
 		if err := vm.SetUserMemoryRegion(uint32(i), s.flags, uint64(s.base), s.bytes); err != nil {
 			return err
 		}
@@ -159,7 +162,7 @@ func (m *Machine) addCards() error {
 			return fmt.Errorf("two cards are called %q", s.Name)
 		}
 		names[s.Name] = true
-		card, err := s.New(Board{Name: s.Name, Mem: m.mem, Doorbells: doorbells{m.vm}, Pin: 1, Log: m.log})
+		card, err := s.New(Board{Name: s.Name, Mem: m.mem, Doorbells: doorbells{m.vm}, Mapper: m.mapper, Pin: 1, Log: m.log})
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.Name, err)
 		}

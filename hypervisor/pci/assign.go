@@ -17,16 +17,17 @@ func (w *Window) take(size uint64) (uint64, error) {
 // Windows are where the registers of each kind go.
 type Windows struct{ IO, Mem32, Mem64 Window }
 
-// Place gives each base address register of f an address and enables it, for guests that start without firmware.
+// Place gives each base address register of f an address and enables it, for guests that start without firmware. The
+// expansion ROM is left to the guest: nobody runs it.
 func (w *Windows) Place(f *Function) error {
-	for i, b := range f.bars {
+	for i, b := range f.bars[:romBAR] {
 		var from *Window
 		switch b.Kind {
 		case BARNone:
 			continue
 		case BARIO:
 			from = &w.IO
-		case BARMem32:
+		case BARMem32, BARMem32Prefetch:
 			from = &w.Mem32
 		case BARMem64, BARMem64Prefetch:
 			from = &w.Mem64

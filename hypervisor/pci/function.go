@@ -20,8 +20,10 @@ const (
 	BARNone BARKind = iota
 	BARIO
 	BARMem32
+	BARMem32Prefetch
 	BARMem64         // takes two registers: the next one must be BARNone
 	BARMem64Prefetch // the same, prefetchable
+	barROM           // the expansion ROM's register
 )
 
 // BAR describes one base address register.
@@ -44,6 +46,8 @@ type Config struct {
 	Multifunction      bool
 	Pin                uint8 // INTx pin, 1 (A) to 4 (D); 0 is none
 	BARs               [6]BAR
+	ROM                []byte // the expansion ROM, which is filled up to a power of two with zeros; empty is none. Not copied
+	Fixed              []Fixed
 	DefaultInterrupt   uint8 // reset value of the Interrupt Line register
 	DefaultCommandBits uint16
 }
@@ -59,8 +63,9 @@ type Env struct {
 // Function is one emulated PCI function. It implements ConfigSpace. Its capabilities and writable bits are set up before
 // it is attached and do not change afterwards.
 type Function struct {
-	name string
-	bars [6]BAR
+	name  string
+	bars  [numBARs]BAR // the last is the expansion ROM's
+	fixed []Fixed
 
 	mu       sync.Mutex
 	cfg      [ConfigSize]byte
@@ -68,8 +73,9 @@ type Function struct {
 	initial  [ConfigSize]byte // value after reset
 	nextCap  int              // where the next capability goes
 	lastCap  int              // offset of the pointer to it
-	mapped   [6]uint64        // where each register is mapped now
-	isMapped [6]bool
+	mapped   [numBARs]uint64  // where each register is mapped now
+	isMapped [numBARs]bool
+	isFixed  []bool // by index of fixed: it is mapped
 	env      Env
 	asserted bool // INTx as the device drives it
 	msix     *MSIX
@@ -86,7 +92,11 @@ func NewFunction(c Config) (*Function, error) {
 	if c.Pin > 4 {
 		return nil, fmt.Errorf("%s: interrupt pin %d: 1 to 4, or 0 for none, are possible", c.Name, c.Pin)
 	}
-	f := &Function{name: c.Name, bars: c.BARs, nextCap: firstCap, lastCap: CapPointer}
+	f := &Function{name: c.Name, fixed: c.Fixed, isFixed: make([]bool, len(c.Fixed)), nextCap: firstCap, lastCap: CapPointer}
+	copy(f.bars[:], c.BARs[:])
+	if len(c.ROM) > 0 {
+		f.bars[romBAR] = BAR{Kind: barROM, Size: romSize(len(c.ROM)), Device: rom(c.ROM)}
+	}
 	put16 := func(off int, v uint16) { binary.LittleEndian.PutUint16(f.cfg[off:], v) }
 	put16(VendorID, c.Vendor)
 	put16(DeviceID, c.Device)
@@ -111,16 +121,21 @@ func NewFunction(c Config) (*Function, error) {
 }
 
 func (f *Function) initBAR(i int) error {
-	b, off := f.bars[i], BAR0+4*i
+	b, off := f.bars[i], barOffset(i)
 	if b.Kind == BARNone {
 		return nil
 	}
 	// Limits of PCI 3.0 §6.2.5.1: an address bit that a register has is one that can be set.
 	flags, smallest, largest := uint32(0), uint64(16), uint64(1<<31)
+	enable := uint32(0) // bits beside the address that can be set
 	switch b.Kind {
 	case BARIO:
 		flags, smallest, largest = 1, 4, 256
 	case BARMem32:
+	case BARMem32Prefetch:
+		flags = 8
+	case barROM:
+		enable, smallest, largest = romEnable, romMin, romMax
 	case BARMem64:
 		flags, largest = 4, 1<<63
 	case BARMem64Prefetch:
@@ -136,7 +151,7 @@ func (f *Function) initBAR(i int) error {
 	}
 	mask := ^(b.Size - 1)
 	binary.LittleEndian.PutUint32(f.cfg[off:], flags)
-	binary.LittleEndian.PutUint32(f.writable[off:], uint32(mask))
+	binary.LittleEndian.PutUint32(f.writable[off:], uint32(mask)|enable)
 	if b.is64() {
 		if i == 5 || f.bars[i+1].Kind != BARNone {
 			return fmt.Errorf("bar %d: a 64-bit register needs the next one", i)
@@ -214,6 +229,7 @@ func (f *Function) Detach() error {
 	for i := range f.bars {
 		f.unmap(i)
 	}
+	f.remapFixed(0)
 	errs = append(errs, f.drive(false))
 	if f.msix != nil {
 		errs = append(errs, f.msix.detach())
@@ -269,7 +285,8 @@ func (f *Function) WriteConfig(off int, p []byte) {
 
 // moves reports whether a write of n bytes at off may change what a function decodes.
 func moves(off, n int) bool {
-	return off < Status && off+n > Command || off < BAR0+24 && off+n > BAR0
+	touches := func(from, to int) bool { return off < to && off+n > from }
+	return touches(Command, Status) || touches(BAR0, BAR0+24) || touches(ExpansionROM, ExpansionROM+4)
 }
 
 // retry maps what found its place taken.
@@ -314,10 +331,13 @@ func (f *Function) SetBAR(i int, base uint64) {
 
 // barBase returns where register i points.
 func (f *Function) barBase(i int) uint64 {
-	off := BAR0 + 4*i
+	off := barOffset(i)
 	base := uint64(binary.LittleEndian.Uint32(f.cfg[off:]))
-	if f.bars[i].Kind == BARIO {
+	switch f.bars[i].Kind {
+	case BARIO:
 		return base &^ 3 & 0xffff
+	case barROM:
+		return base &^ (romMin - 1)
 	}
 	if f.bars[i].is64() {
 		base |= uint64(binary.LittleEndian.Uint32(f.cfg[off+4:])) << 32
@@ -333,7 +353,7 @@ func (f *Function) remap() {
 	if f.env.MMIO == nil {
 		return
 	}
-	var want [6]bool
+	var want [numBARs]bool
 	cmd := binary.LittleEndian.Uint16(f.cfg[Command:])
 	for i := range f.bars {
 		enable := uint16(CommandMemory)
@@ -344,7 +364,7 @@ func (f *Function) remap() {
 			enable = CommandIO
 		}
 		base := f.barBase(i)
-		want[i] = cmd&enable != 0 && base != 0
+		want[i] = cmd&enable != 0 && base != 0 && (i != romBAR || f.cfg[ExpansionROM]&romEnable != 0)
 		if !want[i] || base != f.mapped[i] {
 			f.unmap(i)
 		}
@@ -362,6 +382,7 @@ func (f *Function) remap() {
 			b.Moved(base, true)
 		}
 	}
+	f.remapFixed(cmd)
 }
 
 // space returns the bus that register i is mapped into.

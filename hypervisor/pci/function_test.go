@@ -130,6 +130,7 @@ func TestNewFunction(t *testing.T) {
 		"64-bit without room": {Config{BARs: [6]BAR{{Kind: BARMem64, Size: 16, Device: dev}, {Kind: BARIO, Size: 16, Device: dev}}}, "bar 0: a 64-bit"},
 		"no such kind":        {Config{BARs: [6]BAR{{Kind: 9, Size: 16, Device: dev}}}, "bar 0: no such kind"},
 		"no such pin":         {Config{Pin: 5}, "interrupt pin 5"},
+		"large ROM":           {Config{ROM: make([]byte, 16<<20+1)}, "bar 6: 0x2000000 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.c.Name = "card"

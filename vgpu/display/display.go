@@ -118,6 +118,8 @@ type Screen struct {
 	at      image.Point
 	monitor Monitor
 	changed map[*func(Monitor)]struct{}
+
+	watchers []*watcher // replaced, not changed, when one is added or goes
 }
 
 // attached gives each Attach an identity: a Sink need not be comparable.
@@ -183,12 +185,18 @@ func (s *Screen) Attach(k Sink) (detach func()) {
 	k.Scanout(s.surface)
 	k.Cursor(s.cursor)
 	k.MoveCursor(s.at)
+	if len(s.sinks) == 1 {
+		s.tellWatchers()
+	}
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for i, have := range s.sinks {
 			if have == a {
 				s.sinks = append(s.sinks[:i:i], s.sinks[i+1:]...)
+				if len(s.sinks) == 0 {
+					s.tellWatchers()
+				}
 				return
 			}
 		}
@@ -230,6 +238,7 @@ func (s *Screen) OnMonitor(f func(Monitor)) (stop func()) {
 // Snapshot calls read with the surface that is shown, nil if there is none, which stays until read returns. It serves
 // thumbnails and screenshots.
 func (s *Screen) Snapshot(read func(*Surface)) {
+	s.refresh()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	read(s.surface)
