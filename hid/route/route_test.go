@@ -206,7 +206,7 @@ func TestKeys(t *testing.T) {
 	run(t, Config{}, []scene{
 		{"typing", "kbd: +h *h -h", "a +h\n a *h\n a -h"},
 		{"a report is a batch", "kbd: +h,+i -h,-i", "a +h +i\n a -h -i"},
-		{"two keyboards, one key", "kbd: +h \n kbd2: +h \n kbd: -h \n kbd2: -h", "a +h\n a -h"},
+		{"two keyboards, one key", "kbd: +h \n kbd2: +h \n kbd: -h +x \n kbd2: -h", "a +h\n a +x\n a -h"},
 		{"repeats of a key on the other keyboard", "kbd: +h \n kbd2: *h -h \n kbd: *h -h", "a +h\n a *h\n a -h"},
 		{"said twice", "kbd: +h +h -h -h", "a +h\n a -h"},
 		{"never pressed", "kbd: -h *h", ""},
@@ -563,6 +563,7 @@ func TestEdge(t *testing.T) {
 		{"too slow", "mouse: dx=1023 dx=60 \n wait 60ms \n mouse: dx=60", "a dx=1023\n a dx=60\n a dx=60"},
 		{"away and again", "mouse: dx=1023 dx=60 dx=-1 dx=60", "a dx=1023\n a dx=60\n a dx=-1\n a dx=60"},
 		{"not while a button is held", "mouse: dx=1023 +btn_left dx=200 -btn_left", "a dx=1023\n a +btn_left\n a dx=200\n a -btn_left"},
+		{"not while a finger touches", "touch: id=1 \n mouse: dx=1023 dx=200", "a slot=0 id=1\n a dx=1023\n a dx=200"},
 		{"no wrap", "mouse: dx=-200", ""},
 		{"not from the console", "focus (console) \n mouse: dx=-200", "focus a→(console) request\n console dx=-200"},
 		{"held keys", "kbd: +x \n mouse: dx=1023 dx=100 \n kbd: -x", `
@@ -600,7 +601,11 @@ func TestEdge(t *testing.T) {
 			pointer b→a
 			a dx=1`},
 		{"its target dies", "mouse: dx=1023,dx=100 \n down b died \n mouse: dx=1", "pointer a→b\n pointer b→a\n a dx=1"},
-		{"a finger brings it back", "mouse: dx=1023,dx=100 \n touch: id=1", "pointer a→b\n pointer b→a\n a slot=0 id=1"},
+		{"a finger brings it back", "mouse: dx=1023,dx=100 \n touch: wheel=1,id=1", `
+			pointer a→b
+			b wheel=1
+			pointer b→a
+			a slot=0 id=1`},
 	})
 }
 
