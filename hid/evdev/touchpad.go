@@ -64,6 +64,7 @@ type contact struct {
 	wasX, wasY   float64 // in the last report
 	fromX, fromY float64 // where it began
 	palm, edge   bool
+	finger       bool // it counted as one in the last report
 }
 
 // tap is a touch that may become one.
@@ -243,24 +244,24 @@ func (t *touchpad) count() (n int) {
 
 // follow watches for taps, and returns the button of one that has just ended.
 func (t *touchpad) follow(at time.Duration, fingers int) (button uint16) {
-	switch {
-	case fingers > 0 && t.fingers == 0:
+	if fingers > 0 && t.fingers == 0 {
 		t.tap = tap{on: !t.o.NoTap && t.pressed == 0, since: at}
-	case fingers == 0 && t.fingers > 0:
-		if t.tap.on && at-t.tap.since <= tapTime {
-			button = buttonOf(t.tap.fingers)
-		}
-		t.tap.on = false
 	}
-	t.tap.fingers = max(t.tap.fingers, fingers)
 	for i := range t.contacts {
 		c := &t.contacts[i]
-		if c.down && (c.palm || math.Hypot(c.x-c.fromX, c.y-c.fromY) > tapDistance) {
-			t.tap.on = false
+		finger := t.finger(c)
+		if finger && math.Hypot(c.x-c.fromX, c.y-c.fromY) > tapDistance || c.finger && c.palm {
+			t.tap.on = false // it moves, or has turned out to be a palm
 		}
+		c.finger = finger
 	}
 	if at-t.tap.since > tapTime {
 		t.tap.on = false
+	}
+	t.tap.fingers = max(t.tap.fingers, fingers)
+	if fingers == 0 && t.tap.on {
+		t.tap.on = false
+		button = buttonOf(t.tap.fingers)
 	}
 	return button
 }
