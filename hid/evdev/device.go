@@ -124,6 +124,15 @@ func (d *Device) SetLEDs(leds hid.LEDs) error {
 	return nil
 }
 
+// LEDs returns the lock lights that are on.
+func (d *Device) LEDs() (hid.LEDs, error) {
+	leds := make(Bits, roomSmall)
+	if _, err := d.node.ioctl(evioCGLED(len(leds)), leds); err != nil {
+		return 0, fmt.Errorf("input device %s: EVIOCGLED: %w", d.info.Path, err)
+	}
+	return hid.LEDs(leds[0]) & (hid.LEDNum | hid.LEDCaps | hid.LEDScroll), nil
+}
+
 // Switches returns the switches that are on: the state that no report tells when the device is opened.
 func (d *Device) Switches() (Bits, error) {
 	sw := make(Bits, roomSmall)

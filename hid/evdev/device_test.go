@@ -29,6 +29,7 @@ func TestNumbers(t *testing.T) {
 		{"EVIOCGPROP(4)", evioCGProp(4), 0x80044509},
 		{"EVIOCGMTSLOTS(44)", evioCGMTSlots(44), 0x802c450a},
 		{"EVIOCGKEY(96)", evioCGKey(96), 0x80604518},
+		{"EVIOCGLED(8)", evioCGLED(8), 0x80084519},
 		{"EVIOCGSW(8)", evioCGSW(8), 0x8008451b},
 		{"EVIOCGBIT(0, 8)", evioCGBit(0, 8), 0x80084520},
 		{"EVIOCGBIT(EV_KEY, 96)", evioCGBit(hid.EVKey, 96), 0x80604521},
@@ -114,6 +115,9 @@ func TestLEDs(t *testing.T) {
 	want := stream(0, "led 0=0", "led 1=1", "syn")
 	if diff := cmp.Diff(want, f.written); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if leds, err := d.LEDs(); err != nil || leds != hid.LEDCaps {
+		t.Errorf("lights %b, %v", leds, err)
 	}
 	if err := newFake(t, screen).start(t).SetLEDs(hid.LEDNum); err != nil {
 		t.Errorf("a device without lights: %v", err)

@@ -146,6 +146,8 @@ func (f *fake) ioctl(nr uintptr, p []byte) (int, error) {
 		return 0, nil
 	case low == 0x18:
 		return copy(p, f.now.keys), nil
+	case low == 0x19:
+		return copy(p, f.lights()), nil
 	case low == 0x1b:
 		return copy(p, f.now.sw), nil
 	case low >= 0x20 && low < 0x40:
@@ -154,6 +156,19 @@ func (f *fake) ioctl(nr uintptr, p []byte) (int, error) {
 		return 0, f.axis(uint16(low-0x40), p)
 	}
 	return 0, unix.EINVAL
+}
+
+// lights answers EVIOCGLED by what was written.
+func (f *fake) lights() Bits {
+	b := make(Bits, roomSmall)
+	var a assembler
+	a.feed(f.written)
+	for _, e := range a.events {
+		if e.Type == hid.EVLED {
+			b.set(e.Code, e.Value != 0)
+		}
+	}
+	return b
 }
 
 // bits answers EVIOCGBIT.

@@ -273,9 +273,10 @@ func TestSeatFails(t *testing.T) {
 	b.want("1 plugged: keyboard")
 	f.File.Close() // an error that nobody expects
 	b.want("1 unplugged")
-	b.end()
-	if log := b.text.String(); !strings.Contains(log, "level=WARN") {
-		t.Errorf("log: %s", log)
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(b.text.String(), "level=WARN"); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("log: %s", b.text)
+		}
 	}
 
 	want := errors.New("broken")

@@ -82,8 +82,8 @@ func (r *Router) time(why Reason) time.Duration {
 // held is nobody's from then on.
 func (r *Router) release() {
 	r.flush()
-	r.sent.each(func(code uint16) { r.out = append(r.out, hid.Event{Type: hid.EVKey, Code: code}) })
-	r.sent = keys{}
+	inOrder(r.sent, func(code uint16) { r.out = append(r.out, hid.Event{Type: hid.EVKey, Code: code}) })
+	r.sent = hid.Keys{}
 	r.lift()
 	r.flush()
 }

@@ -39,7 +39,7 @@ func (r *Router) Unplug(dev Device) {
 		return
 	}
 	delete(r.devices, dev)
-	d.held.each(func(code uint16) { r.key(d, hid.Event{Type: hid.EVKey, Code: code}) })
+	inOrder(d.held, func(code uint16) { r.key(d, hid.Event{Type: hid.EVKey, Code: code}) })
 	if r.contacts.dev == d {
 		r.lift()
 	}
@@ -48,22 +48,22 @@ func (r *Router) Unplug(dev Device) {
 
 // key is a key's or button's change on a device. A device that says the same twice is not believed the second time.
 func (r *Router) key(d *device, e hid.Event) {
-	held := d.held.has(e.Code)
+	held := d.held.Has(e.Code)
 	switch {
 	case e.Value == keyDown && !held:
-		d.held.add(e.Code)
+		d.held.Set(e.Code, true)
 		r.down[e.Code]++
 		if r.down[e.Code] == 1 {
 			r.press(e.Code)
 		}
 	case e.Value == keyUp && held:
-		d.held.remove(e.Code)
+		d.held.Set(e.Code, false)
 		r.down[e.Code]--
-		if r.down[e.Code] == 0 && r.sent.has(e.Code) {
-			r.sent.remove(e.Code)
+		if r.down[e.Code] == 0 && r.sent.Has(e.Code) {
+			r.sent.Set(e.Code, false)
 			r.out = append(r.out, e)
 		}
-	case e.Value == keyRepeat && held && r.sent.has(e.Code):
+	case e.Value == keyRepeat && held && r.sent.Has(e.Code):
 		r.out = append(r.out, e)
 	}
 }
@@ -89,7 +89,7 @@ func (r *Router) press(code uint16) {
 	if isButton(code) && r.pointer != r.focus {
 		r.choose(r.pointer, ByClick)
 	}
-	r.sent.add(code)
+	r.sent.Set(code, true)
 	r.out = append(r.out, hid.Event{Type: hid.EVKey, Code: code, Value: keyDown})
 }
 

@@ -121,7 +121,7 @@ type push struct {
 func (r *Router) pushed(dx int64) bool {
 	t := r.pointer
 	over := min(int64(t.x)+dx, 0) + max(int64(t.x)+dx-int64(t.w-1), 0)
-	if over == 0 || r.cfg.Edge.Push <= 0 || t == r.console || r.sent.anyButton() || r.contacts.sent != 0 {
+	if over == 0 || r.cfg.Edge.Push <= 0 || t == r.console || anyButton(&r.sent) || r.contacts.sent != 0 {
 		r.push = push{}
 		return false
 	}

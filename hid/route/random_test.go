@@ -22,15 +22,15 @@ type world struct {
 	locked    bool
 	fail      func(format string, args ...any)
 
-	devices  [3]keys // what is held on each
-	triggers keys    // of chords that were pressed and are still held
+	devices  [3]hid.Keys // what is held on each
+	triggers hid.Keys    // of chords that were pressed and are still held
 }
 
 // watcher is a target's sink. It holds the rules of a target.
 type watcher struct {
 	w        *world
 	name     string
-	down     keys
+	down     hid.Keys
 	contacts map[int32]bool
 	slot     int32
 	presses  int
@@ -66,21 +66,21 @@ func (k *watcher) key(e hid.Event) {
 		if k.w.focus != k.name {
 			k.w.fail("%s: press of %s without the focus, which %s has", k.name, hid.KeyName(e.Code), k.w.focus)
 		}
-		if k.down.has(e.Code) {
+		if k.down.Has(e.Code) {
 			k.w.fail("%s: %s is pressed twice", k.name, hid.KeyName(e.Code))
 		}
-		if k.w.triggers.has(e.Code) {
+		if k.w.triggers.Has(e.Code) {
 			k.w.fail("%s: gets the trigger %s of a chord", k.name, hid.KeyName(e.Code))
 		}
-		k.down.add(e.Code)
+		k.down.Set(e.Code, true)
 		k.presses++
 	case keyUp:
-		if !k.down.has(e.Code) {
+		if !k.down.Has(e.Code) {
 			k.w.fail("%s: release of %s, which is not down", k.name, hid.KeyName(e.Code))
 		}
-		k.down.remove(e.Code)
+		k.down.Set(e.Code, false)
 	case keyRepeat:
-		if k.w.focus != k.name || !k.down.has(e.Code) {
+		if k.w.focus != k.name || !k.down.Has(e.Code) {
 			k.w.fail("%s: a repeat of %s that is not its", k.name, hid.KeyName(e.Code))
 		}
 	}
@@ -94,7 +94,7 @@ func newWorld(fail func(string, ...any), guests []string, cfg Config) *world {
 		if c.Old != w.focus || c.New == c.Old {
 			w.fail("focus moves from %s to %s; %s had it", c.Old, c.New, w.focus)
 		}
-		if k := w.sinks[c.Old]; k.down != (keys{}) {
+		if k := w.sinks[c.Old]; k.down != (hid.Keys{}) {
 			w.fail("%s loses the focus with keys down", c.Old)
 		}
 		w.focus = c.New
@@ -119,9 +119,14 @@ func (w *world) sink(name string) *watcher {
 
 // held returns whether one of the keys is held on any device.
 func (w *world) held(codes ...uint16) bool {
-	return slices.ContainsFunc(codes, func(c uint16) bool {
-		return slices.ContainsFunc(w.devices[:], func(k keys) bool { return k.has(c) })
-	})
+	for _, c := range codes {
+		for i := range w.devices {
+			if w.devices[i].Has(c) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // send gives the router a key event. It knows by itself what is a chord.
@@ -131,13 +136,13 @@ func (w *world) send(dev int, code uint16, value int32) {
 		!w.held(hid.KeyLeftShift, hid.KeyRightShift, hid.KeyLeftMeta, hid.KeyRightMeta)
 	attends := first && chord && code == hid.KeyEsc
 	if first && chord && (code >= hid.Key1 && code <= hid.Key9 || attends || code == hid.KeyTab || code == hid.KeyLeft) {
-		w.triggers.add(code)
+		w.triggers.Set(code, true)
 	}
 	switch value {
 	case keyDown:
-		w.devices[dev].add(code)
+		w.devices[dev].Set(code, true)
 	case keyUp:
-		w.devices[dev].remove(code)
+		w.devices[dev].Set(code, false)
 	}
 	before := w.attention
 	w.r.Input(Device(dev), 0, []hid.Event{{Type: hid.EVKey, Code: code, Value: value}})
@@ -152,16 +157,16 @@ func (w *world) send(dev int, code uint16, value int32) {
 
 // forget drops the triggers that are up.
 func (w *world) forget() {
-	w.triggers.each(func(code uint16) {
+	for code := range w.triggers.All() {
 		if !w.held(code) {
-			w.triggers.remove(code)
+			w.triggers.Set(code, false)
 		}
-	})
+	}
 }
 
 // unplug takes a device away.
 func (w *world) unplug(dev int) {
-	w.devices[dev] = keys{}
+	w.devices[dev] = hid.Keys{}
 	w.r.Unplug(Device(dev))
 	w.forget()
 }
@@ -178,7 +183,7 @@ func (w *world) check() {
 		if name == w.focus {
 			continue
 		}
-		if k.down != (keys{}) {
+		if k.down != (hid.Keys{}) {
 			w.fail("%s has keys down without the focus", name)
 		}
 		for slot, touched := range k.contacts {
@@ -188,7 +193,7 @@ func (w *world) check() {
 		}
 	}
 	for code := range uint16(hid.KeyMax + 1) {
-		if w.sinks[w.focus].down.has(code) && !w.held(code) {
+		if w.sinks[w.focus].down.Has(code) && !w.held(code) {
 			w.fail("%s has %s down, which nobody holds", w.focus, hid.KeyName(code))
 		}
 	}
@@ -244,13 +249,13 @@ func leaks(t *rapid.T) {
 			for range rapid.IntRange(1, 6).Draw(t, "keys") {
 				e := hid.Event{Type: hid.EVKey, Code: code.Draw(t, "key"), Value: rapid.Int32Range(0, 1).Draw(t, "value")}
 				if e.Value == keyDown {
-					w.devices[d].add(e.Code)
+					w.devices[d].Set(e.Code, true)
 				} else {
-					w.devices[d].remove(e.Code)
+					w.devices[d].Set(e.Code, false)
 				}
 				batch = append(batch, e)
 			}
-			w.triggers = keys{}
+			w.triggers = hid.Keys{}
 			w.r.Input(Device(d), 0, batch)
 		},
 		"motion": func(t *rapid.T) {
@@ -320,13 +325,13 @@ func TestMillionKeys(t *testing.T) {
 			code = somekeys[rnd.IntN(len(somekeys))]
 		}
 		dev := rnd.IntN(len(w.devices))
-		if i := slices.IndexFunc(w.devices[:], func(k keys) bool { return k.has(code) }); i < 0 {
+		if i := slices.IndexFunc(w.devices[:], func(k hid.Keys) bool { return k.Has(code) }); i < 0 {
 			pressed++
 		} else if rnd.IntN(8) != 0 {
 			dev = i // where it is held, so that it is released some day
 		}
 		value := int32(keyDown)
-		if w.devices[dev].has(code) {
+		if w.devices[dev].Has(code) {
 			if value = keyUp; rnd.IntN(8) == 0 {
 				value = keyRepeat
 			}

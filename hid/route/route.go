@@ -28,8 +28,8 @@ const Console = "(console)"
 // ErrLocked says that the focus does not move while the router is locked.
 var ErrLocked = errors.New("the seat is locked: unlock it first")
 
-// Config is what a Router is made from. Its functions and sinks are called while the router is busy: they do not block and
-// do not call it. Functions may be nil.
+// Config is what a Router is made from. Its functions and sinks are called while the router is busy: they do not block and do
+// not call it, nor take a lock that is held by who calls it. Functions may be nil.
 type Config struct {
 	Console hid.Sink // Lodge's own console, which has the focus when no guest has
 	Chords  Chords   // the zero value stands for DefaultChords
@@ -139,7 +139,7 @@ type Router struct {
 
 	devices  map[Device]*device
 	down     [hid.KeyMax + 1]uint16 // on how many devices a key is held
-	sent     keys                   // held keys whose press the focus has got
+	sent     hid.Keys               // held keys whose press the focus has got
 	contacts contacts               // of a touch screen, which the focus has got
 	push     push
 	out      []hid.Event // what is about to be sent
