@@ -57,7 +57,7 @@ const perMM = 40
 
 // script is a touchpad that a script plays on.
 type script struct {
-	t      *testing.T
+	t      testing.TB
 	info   Info
 	o      Options
 	down   map[int]bool

@@ -60,3 +60,55 @@ func TestTranslate(t *testing.T) {
 		})
 	}
 }
+
+// slide returns the translator of a touchpad on which a finger lies, and a report in which it moves at each call.
+func slide(t testing.TB) (tr *Translator, next func() Report) {
+	s := &script{t: t, down: make(map[int]bool)}
+	s.pad([]string{"100", "60"})
+	tr = NewTranslator(&s.info, Options{NoTap: true})
+	tr.Translate(Report{Events: s.report([]string{"0@50,30"})}, nil)
+	events := []hid.Event{{Type: hid.EVAbs, Code: hid.AbsMTPositionX, Value: 50 * perMM}}
+	at := time.Duration(0)
+	return tr, func() Report {
+		events[0].Value = (events[0].Value + perMM/10) % (100 * perMM)
+		at += 8 * time.Millisecond
+		return Report{at, events}
+	}
+}
+
+func TestTranslateAllocs(t *testing.T) {
+	tr, next := slide(t)
+	batches := 0
+	send := func(time.Duration, []hid.Event) { batches++ }
+	if n := testing.AllocsPerRun(1000, func() { tr.Translate(next(), send) }); n != 0 || batches < 1000 {
+		t.Errorf("%v allocations in a report of a touchpad; %d batches", n, batches)
+	}
+}
+
+func BenchmarkTouchpad(b *testing.B) {
+	b.ReportAllocs()
+	tr, next := slide(b)
+	send := func(time.Duration, []hid.Event) {}
+	for b.Loop() {
+		tr.Translate(next(), send)
+	}
+}
+
+// BenchmarkKey is the way of a key from the kernel's bytes to a batch.
+func BenchmarkKey(b *testing.B) {
+	b.ReportAllocs()
+	info := complete(keyboard)
+	tr := NewTranslator(&info, Options{})
+	told := &state{keys: make(Bits, roomKeys), sw: make(Bits, roomSmall)}
+	send := func(time.Duration, []hid.Event) {}
+	p := stream(time.Second, "key 30=1", "syn", "key 30=0", "syn")
+	var a assembler
+	for b.Loop() {
+		for rest := p; len(rest) > 0; {
+			n, at, _, _ := a.feed(rest)
+			rest = rest[n:]
+			tr.Translate(Report{at, told.apply(a.events)}, send)
+			a.next()
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // datagram replaces line ends by the zero bytes of a uevent.
@@ -102,6 +103,7 @@ func TestMonitor(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.close()
+	forge(t, "add@/forged\nSUBSYSTEM=input\nDEVNAME=input/event0\n")
 	if _, err := w.WriteString("change"); err != nil {
 		t.Fatal(err)
 	}
@@ -109,6 +111,9 @@ func TestMonitor(t *testing.T) {
 		u, err := m.next()
 		if err != nil {
 			t.Fatal(err)
+		}
+		if u.devpath == "/forged" {
+			t.Fatal("believes what the kernel has not said")
 		}
 		if want := (uevent{"change", "/devices/virtual/mem/null", "mem", "null"}); u == want {
 			break
@@ -119,5 +124,18 @@ func TestMonitor(t *testing.T) {
 		if _, err := m.next(); err != nil {
 			return // closing ends the wait
 		}
+	}
+}
+
+// forge sends a datagram into the kernel's group.
+func forge(t *testing.T, lines string) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Sendto(fd, datagram(lines), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: kernelGroup}); err != nil {
+		t.Fatal(err)
 	}
 }
