@@ -185,7 +185,8 @@ func TestRead(t *testing.T) {
 			want: []string{"key 30=1"}},
 		{name: "unfinished", info: keyboard, events: []string{"key 30=1"}},
 		{name: "lost", info: keyboard,
-			events: []string{"key 30=1", "syn", "key 31=1", "dropped", "key 32=1", "syn", "key 30=0", "syn", "key 33=1"},
+			// What was read with the loss is older than the state: 36 is not pressed.
+			events: []string{"key 30=1", "syn", "key 31=1", "dropped", "key 32=1", "syn", "key 30=0", "key 36=1", "syn", "key 33=1"},
 			later:  func(s *state) { s.keys.set(35, true); s.keys.set(34, true) },
 			want:   []string{"key 30=1", "key 30=0, key 34=1, key 35=1"}},
 		{name: "lost, and nothing has changed", info: keyboard,
@@ -241,6 +242,26 @@ func TestRead(t *testing.T) {
 func contactAt(id, x, y int32) (c contactState) {
 	c[trackingID], c[hid.AbsMTPositionX-hid.AbsMTTouchMajor], c[hid.AbsMTPositionY-hid.AbsMTTouchMajor] = id, x, y
 	return c
+}
+
+// After a loss, reports go on from the state that was read.
+func TestReadAfterLoss(t *testing.T) {
+	f := newFake(t, keyboard)
+	d := f.start(t)
+	f.now.keys.set(34, true)
+	for _, tt := range []struct {
+		events []string
+		want   string
+	}{
+		{[]string{"dropped", "syn"}, "key 34=1"},
+		{[]string{"key 34=1", "syn", "key 34=0", "syn"}, "key 34=0"},
+		{[]string{"key 34=1", "syn"}, "key 34=1"},
+	} {
+		f.send(t, stream(0, tt.events...))
+		if r, err := d.Read(); err != nil || words(r.Events) != tt.want {
+			t.Errorf("%v: %s, %v; want %s", tt.events, words(r.Events), err, tt.want)
+		}
+	}
 }
 
 // A report that has no end is lost, and not stored.

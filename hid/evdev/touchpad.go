@@ -318,7 +318,7 @@ func (t *touchpad) motion(at time.Duration, fingers int) {
 	n := 0
 	for i := range t.contacts {
 		c := &t.contacts[i]
-		if !t.finger(c) || c.fresh {
+		if !t.finger(c) {
 			continue
 		}
 		dx, dy := c.x-c.wasX, c.y-c.wasY
