@@ -185,7 +185,7 @@ func (c *Conn) fill(n int) error {
 		if err == nil {
 			err = c.takeFDs(c.oob[:oobn], flags)
 		}
-		if errors.Is(err, io.EOF) { // net wraps it
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) { // one who goes without reading all resets
 			if err = io.EOF; c.begin != c.end {
 				err = io.ErrUnexpectedEOF
 			}

@@ -150,6 +150,9 @@ func (d *Decoder) take(align int, n uint64) []byte {
 	return d.buf[at:d.pos:d.pos]
 }
 
+// Align skips to a multiple of n, at most 8: where a struct or an entry of a dictionary begins.
+func (d *Decoder) Align(n int) { d.take(n, 0) }
+
 // Byte takes a y.
 func (d *Decoder) Byte() byte {
 	if b := d.take(1, 1); b != nil {
