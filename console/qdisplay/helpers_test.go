@@ -31,6 +31,18 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// receive waits for what comes from c.
+func receive[T any](t testing.TB, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(deadline):
+		t.Fatalf("nothing came for %v", deadline)
+		panic("unreachable")
+	}
+}
+
 // socketpair returns two sockets that are connected to each other.
 func socketpair(t testing.TB) (a, b *net.UnixConn) {
 	t.Helper()
@@ -165,6 +177,13 @@ func (s *shown) pixel(x, y int) uint32 {
 		return 0
 	}
 	return binary.LittleEndian.Uint32(s.pixels[4*(y*s.surface.Width+x):])
+}
+
+// seen returns what the sink was told so far.
+func (s *shown) seen() (scanouts int, updates []image.Rectangle, cursor *display.Cursor) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.scanouts, append(updates, s.updates...), s.cursor
 }
 
 // off says whether nothing is shown.

@@ -19,8 +19,6 @@ import (
 )
 
 const (
-	// listenerTimeout is how long a listener may take for the answer to what it was told.
-	listenerTimeout = 10 * time.Second
 	// window is how many calls a listener has unanswered at most.
 	window = 16
 	// copyBand is how many bytes of a picture are copied while its device cannot draw.
@@ -49,6 +47,7 @@ type listener struct {
 	header  peer.Header
 	answers chan peer.Reply
 	waiting int // for answers
+	timeout time.Duration
 	timer   *time.Timer
 }
 
@@ -64,9 +63,10 @@ type news struct {
 	at      image.Point
 }
 
-// serveListener makes a listener of a socket and tells it what screen shows until it goes. It takes the socket over.
-func serveListener(screen *display.Screen, sock *net.UnixConn) error {
-	conn, err := peer.Accept(sock, peer.Config{Timeout: listenerTimeout})
+// serveListener makes a listener of a socket and tells it what screen shows until it goes, or leaves something unanswered for
+// too long. It takes the socket over.
+func serveListener(screen *display.Screen, sock *net.UnixConn, timeout time.Duration) error {
+	conn, err := peer.Accept(sock, peer.Config{Timeout: timeout})
 	if err != nil {
 		return err
 	}
@@ -79,10 +79,11 @@ func serveListener(screen *display.Screen, sock *net.UnixConn) error {
 	})
 	l := &listener{
 		conn:    conn,
-		maps:    conn.SupportsFDs() && takesMaps(conn),
+		maps:    conn.SupportsFDs() && takesMaps(conn, timeout),
 		wake:    make(chan struct{}, 1),
 		answers: make(chan peer.Reply, window),
-		timer:   time.NewTimer(listenerTimeout),
+		timeout: timeout,
+		timer:   time.NewTimer(timeout),
 	}
 	detach := screen.Attach(l)
 	err = l.run(ended)
@@ -103,8 +104,8 @@ func serveListener(screen *display.Screen, sock *net.UnixConn) error {
 }
 
 // takesMaps asks the listener for its interfaces. Old ones have no such property.
-func takesMaps(conn *peer.Conn) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), listenerTimeout)
+func takesMaps(conn *peer.Conn, timeout time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	var e peer.Encoder
 	e.Str(ifaceListener)
@@ -361,7 +362,7 @@ func (l *listener) call(iface, member, sig string, fds ...int) error {
 
 // await waits for an answer. That the listener has refused a call is none of our problems, but for a scanout.
 func (l *listener) await() (ok bool, err error) {
-	l.timer.Reset(listenerTimeout)
+	l.timer.Reset(l.timeout)
 	select {
 	case r := <-l.answers:
 		l.waiting--
@@ -374,6 +375,6 @@ func (l *listener) await() (ok bool, err error) {
 		}
 		return false, r.Err
 	case <-l.timer.C:
-		return false, fmt.Errorf("a listener has not answered for %v", listenerTimeout)
+		return false, fmt.Errorf("a listener has not answered for %v", l.timeout)
 	}
 }

@@ -293,10 +293,10 @@ func TestSignals(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.input.set(hid.LEDCaps|hid.LEDNum, false)
-	if got := <-leds; got != hid.LEDCaps|hid.LEDNum {
+	if got := receive(t, leds); got != hid.LEDCaps|hid.LEDNum {
 		t.Errorf("lights %v", got)
 	}
-	if <-mode {
+	if receive(t, mode) {
 		t.Error("absolute")
 	}
 	g.screen.Scanout(newSurface(t, 320, 200, false))

@@ -9,6 +9,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/lodgehv/lodge/console/qdisplay/peer"
 	"github.com/lodgehv/lodge/hid"
@@ -27,7 +28,9 @@ type Config struct {
 	// Input takes what clients do. One call is one batch, and no two are sent at once. It may also be a Lights and a
 	// Pointer.
 	Input hid.Sink
-	Log   *slog.Logger // nil logs nothing
+	// Timeout is how long a listener may take for an answer; 0 is 10 seconds.
+	Timeout time.Duration
+	Log     *slog.Logger // nil logs nothing
 }
 
 // Lights is an Input whose keyboard has lights.
@@ -77,6 +80,9 @@ func NewServer(cfg Config) *Server {
 		log:      cfg.Log,
 		conns:    make(map[io.Closer]struct{}),
 		sessions: make(map[*session]struct{}),
+	}
+	if s.cfg.Timeout == 0 {
+		s.cfg.Timeout = peer.DefaultTimeout
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -207,7 +213,7 @@ func (s *Server) listen(screen *display.Screen, sock *net.UnixConn) error {
 	}
 	go func() {
 		defer s.leave(sock)
-		if err := serveListener(screen, sock); err != nil {
+		if err := serveListener(screen, sock, s.cfg.Timeout); err != nil {
 			s.log.Warn("display listener dropped", "err", err)
 		}
 	}()
