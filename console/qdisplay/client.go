@@ -20,7 +20,7 @@ import (
 // maxConsoles is how many consoles of a guest a client knows of.
 const maxConsoles = 16
 
-// VM is a guest as its server describes it.
+// VM is a guest as its server describes it, which is not to be trusted.
 type VM struct {
 	Name, UUID string
 	ConsoleIDs []uint32
@@ -85,7 +85,7 @@ func NewClient(sock *net.UnixConn, cfg ClientConfig) (*Client, error) {
 	return c, nil
 }
 
-// Close ends the connection and returns when nothing of the client runs any more. Its receivers are closed by themselves.
+// Close ends the connection and returns when nothing of the client and its senders runs any more. Receivers stay.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closing = true

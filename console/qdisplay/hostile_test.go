@@ -191,6 +191,13 @@ func TestServerRefuses(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
 		}
 	}
+	// A signal is no call.
+	var e peer.Encoder
+	e.Uint32(30)
+	if err := c.Send(&peer.Header{Type: peer.Signal, Path: console, Interface: ifaceKeyboard, Member: "Press", Signature: "u"}, e.Bytes()); err != nil {
+		t.Error(err)
+	}
+	introspection(t, c, pathVM)
 	if n := len(g.input.taken()); n > 0 {
 		t.Errorf("the guest's input got %d batches", n)
 	}
@@ -325,8 +332,8 @@ func TestListenerSlow(t *testing.T) {
 // One that does not answer, or does not read, is dropped; others see all the same.
 func TestListenerHangs(t *testing.T) {
 	g := newGuest(t)
-	g.server.cfg.Timeout = 200 * time.Millisecond
-	surface := newSurface(t, 1920, 1080, false)
+	g.server.cfg.Timeout = time.Second
+	surface := newSurface(t, 1920, 1080, true) // the good one maps it
 	g.screen.Scanout(surface)
 	s, _ := g.listen(t, ReceiverConfig{})
 

@@ -71,8 +71,11 @@ func newObjects(list []object) *objects {
 	return &objects{list: list}
 }
 
-// handle answers a call.
+// handle answers a call. Signals mean nothing here.
 func (o *objects) handle(m *peer.Message) {
+	if m.Type != peer.MethodCall {
+		return
+	}
 	var err error
 	switch m.Interface {
 	case ifaceIntrospectable, ifaceObjectManager, ifaceProperties:

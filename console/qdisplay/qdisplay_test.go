@@ -29,7 +29,7 @@ func TestProperties(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := ConsoleInfo{
-		Label: "Lodge work", Type: "Graphic", DeviceAddress: "pci/0000/01.0", Width: 800, Height: 600,
+		Label: "Screen 1", Type: "Graphic", DeviceAddress: "pci/0000/01.0", Width: 800, Height: 600,
 		Interfaces: []string{ifaceKeyboard, ifaceMouse, ifaceMultiTouch}, IsAbsolute: true, MaxSlots: 10,
 	}
 	if diff := cmp.Diff(want, info); diff != "" {

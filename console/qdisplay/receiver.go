@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"image"
+	"net"
 
 	"github.com/lodgehv/lodge/console/qdisplay/peer"
 	"github.com/lodgehv/lodge/vgpu/display"
@@ -30,7 +31,7 @@ type ReceiverConfig struct {
 // Receiver is a listener of a console: it gives what the console shows to a sink.
 //
 // Surfaces are its own: memory of the Go heap, or of the server, mapped read-only. They are there for as long as
-// display.Sink says, until the sink's Scanout with the next one has returned, and no pointer into Pixels may stay behind. At
+// display.Sink says, until the sink's Scanout with the next one has returned; then Pixels may be unmapped and File closed. At
 // the end the sink gets a Scanout of nil.
 type Receiver struct {
 	client  *Client
@@ -49,25 +50,41 @@ type Receiver struct {
 }
 
 // Listen registers a listener at a console. The sink's methods are called by a goroutine of the receiver, one after the
-// other; while one takes its time the guest's server waits. The context is that of registering.
+// other; while one takes its time the guest's server waits. The context is that of registering. The receiver has a socket of
+// its own: it may outlive the client.
 func (c *Client) Listen(ctx context.Context, console uint32, sink display.Sink, cfg ReceiverConfig) (*Receiver, error) {
+	r := newReceiver(c, console, sink, cfg)
+	sock, err := c.register(ctx, console)
+	if err == nil {
+		err = r.connect(sock)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("display: listener of console %d: %w", console, err)
+	}
+	return r, nil
+}
+
+func newReceiver(c *Client, console uint32, sink display.Sink, cfg ReceiverConfig) *Receiver {
 	r := &Receiver{client: c, console: console, sink: sink, max: cfg.MaxBytes, done: make(chan struct{})}
 	if r.max == 0 {
 		r.max = defaultMaxBytes
 	}
 	r.objects = newObjects([]object{r.object(!cfg.NoMap)})
-	sock, err := c.register(ctx, console)
-	if err == nil {
-		r.objects.conn, err = peer.Connect(sock, peer.Config{
-			Handler: r.handle,
-			MaxBody: min(r.max, maxBlob) + 1024, // a picture and what is said of it
-		})
-	}
+	return r
+}
+
+// connect serves the socket that was registered.
+func (r *Receiver) connect(sock *net.UnixConn) error {
+	conn, err := peer.Connect(sock, peer.Config{
+		Handler: r.objects.handle,
+		MaxBody: min(r.max, maxBlob) + 1024, // a picture and what is said of it
+	})
 	if err != nil {
-		return nil, fmt.Errorf("display: listener of console %d: %w", console, err)
+		return err
 	}
+	r.objects.conn = conn
 	go r.run()
-	return r, nil
+	return nil
 }
 
 func (r *Receiver) run() {
@@ -99,12 +116,6 @@ func (r *Receiver) Err() error {
 		return r.err
 	default:
 		return nil
-	}
-}
-
-func (r *Receiver) handle(m *peer.Message) {
-	if m.Type == peer.MethodCall {
-		r.objects.handle(m)
 	}
 }
 

@@ -254,8 +254,11 @@ func (s *Sender) translate(batch []hid.Event) {
 			switch e.Value {
 			case 0:
 				a.kind++ // the release
+			case 1:
 			case 2:
 				a.repeat = true
+			default:
+				continue
 			}
 			s.batch = append(s.batch, a)
 		case e.Type == hid.EVRel && e.Code == relWheel:

@@ -2,7 +2,6 @@ package qdisplay
 
 import (
 	"errors"
-	"fmt"
 	"image"
 	"io"
 	"log/slog"
@@ -17,7 +16,10 @@ import (
 )
 
 // maxConns is how many connections a server has at most: clients and listeners.
-const maxConns = 48
+const maxConns = 16
+
+// acceptPause is how long a server waits when it cannot accept.
+const acceptPause = 100 * time.Millisecond
 
 // Config is the guest that a Server shows.
 type Config struct {
@@ -47,7 +49,11 @@ type Pointer interface {
 	OnWantsAbsolute(f func(bool)) (stop func())
 }
 
-// Server shows one guest to clients. It lives as long as its VMM, through the guest's reboots.
+// Server shows one guest to clients. It lives as long as its VMM, through the guest's reboots. Whoever can connect may see and
+// type: the file system's permissions of the socket decide on that.
+//
+// A listener that takes shared memory is given the file of the surface as it is. A device that does not want it written to
+// seals it (F_SEAL_FUTURE_WRITE).
 type Server struct {
 	cfg      Config
 	log      *slog.Logger
@@ -126,8 +132,10 @@ func (s *Server) Serve(l *net.UnixListener) error {
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("display socket: %w", err)
+		if err != nil { // there are no descriptors left, most likely
+			s.log.Warn("display socket", "err", err)
+			time.Sleep(acceptPause)
+			continue
 		}
 		s.wg.Go(func() { s.ServeConn(sock) })
 	}

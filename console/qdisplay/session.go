@@ -3,6 +3,7 @@ package qdisplay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"sync"
@@ -152,7 +153,7 @@ func (c *session) console(con *console) object {
 					call: func(_ *peer.Message, d *peer.Decoder) error { return setUIInfo(con.screen, d) }},
 			},
 			properties: []property{
-				text("Label", "Lodge "+s.cfg.Name),
+				text("Label", fmt.Sprintf("Screen %d", con.id+1)),
 				number("Head", con.id),
 				text("Type", "Graphic"),
 				{"Width", "u", func(e *peer.Encoder) { w, _ := con.dimensions(); e.Uint32(w) }},

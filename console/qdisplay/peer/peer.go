@@ -22,10 +22,11 @@ import (
 
 // Bounds on what the other side can make a connection hold.
 const (
-	maxPending  = 256      // calls that wait for their replies
-	maxInterned = 128      // names that are remembered
-	firstBuffer = 16 << 10 // bytes of the receive buffer; it grows with longer messages
-	copyBody    = 32 << 10 // bytes of a body that is copied to its header, to be sent by one call
+	maxPending   = 256      // calls that wait for their replies
+	maxInterned  = 128      // names that are remembered
+	maxErrorText = 512      // bytes of the text of an error
+	firstBuffer  = 16 << 10 // bytes of the receive buffer; it grows with longer messages
+	copyBody     = 32 << 10 // bytes of a body that is copied to its header, to be sent by one call
 )
 
 // DefaultTimeout is how long a handshake, and the sending of a message, may take.
@@ -286,7 +287,8 @@ func (c *Conn) resolve(m *Message) {
 		e := &CallError{Name: m.ErrorName, Text: "the call failed"}
 		if m.Signature == "s" {
 			d := Decoder{buf: m.body, order: m.order}
-			e.Text = d.Str()
+			text := d.str()
+			e.Text = string(text[:min(len(text), maxErrorText)])
 		}
 		r.Err = e
 	}
