@@ -363,6 +363,7 @@ func (l *listener) call(iface, member, sig string, fds ...int) error {
 // await waits for an answer. That the listener has refused a call is none of our problems, but for a scanout.
 func (l *listener) await() (ok bool, err error) {
 	l.timer.Reset(l.timeout)
+	defer l.timer.Stop() // it would wake us for nothing
 	select {
 	case r := <-l.answers:
 		l.waiting--

@@ -3,6 +3,7 @@ package qdisplay
 import (
 	"fmt"
 	"image"
+	"net"
 	"slices"
 	"testing"
 
@@ -37,6 +38,59 @@ func TestProperties(t *testing.T) {
 	}
 	if _, err := c.Console(t.Context(), 1); err == nil {
 		t.Error("a console that is not there has properties")
+	}
+}
+
+// A guest with two heads, over a socket that has a name.
+func TestDial(t *testing.T) {
+	screens := []*display.Screen{display.NewScreen(display.Monitor{}), display.NewScreen(display.Monitor{})}
+	server := NewServer(Config{Screens: screens})
+	path := tempSocket(t)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	c, err := Dial(path, ClientConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	vm, err := c.VM(t.Context())
+	if err != nil || !slices.Equal(vm.ConsoleIDs, []uint32{0, 1}) {
+		t.Errorf("%+v, %v", vm, err)
+	}
+	for i := range screens {
+		surface := newSurface(t, 16, 16, i == 0)
+		paint(surface, surface.Bounds(), uint32(i+1))
+		screens[i].Scanout(surface)
+		s := &shown{}
+		r, err := c.Listen(t.Context(), uint32(i), s, ReceiverConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the picture of each head", func() bool { return s.pixel(3, 3) == uint32(i+1) })
+		r.Close()
+	}
+	if _, err := c.Listen(t.Context(), 2, &shown{}, ReceiverConfig{}); err == nil {
+		t.Error("there is a third head")
+	}
+	server.Close()
+	if err := receive(t, served); err != nil {
+		t.Error(err)
+	}
+	receive(t, c.Done())
+	if err := c.Err(); err != nil {
+		t.Error(err)
+	}
+	if _, err := Dial(path+"x", ClientConfig{}); err == nil {
+		t.Error("a socket that is not there is connected to")
+	}
+	a, _ := socketpair(t)
+	server.ServeConn(a) // returns
+	if err := server.Serve(l); err == nil {
+		t.Error("a closed server serves")
 	}
 }
 
