@@ -82,7 +82,8 @@ type Output interface {
 	// is all of it. The output does not keep the slice. It returns at once, save when the mode is new, which may take
 	// as long as a monitor needs.
 	Present(b *Buffer, damage []image.Rectangle) error
-	// Flips gives one Flip for each successful Present. It is closed when the output is gone.
+	// Flips gives one Flip for each successful Present, also if the screen ceases to be ours meanwhile. It is closed when
+	// the output is gone.
 	Flips() <-chan Flip
 
 	// SetCursor shows a pointer in a plane of its own over the picture, nil hides it. It is ErrNoCursor if the output
