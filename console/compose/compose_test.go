@@ -155,7 +155,12 @@ func plain(w, h int, c uint32) *display.Surface {
 
 func paint(s *display.Surface, r image.Rectangle, c uint32) {
 	p := pixels{s.Stride, s.Pixels}
-	p.fill(r, c)
+	for y := r.Min.Y; y < r.Max.Y; y++ {
+		row := p.row(y, r.Min.X, r.Max.X)
+		for x := 0; x < len(row); x += 4 {
+			binary.LittleEndian.PutUint32(row[x:], c)
+		}
+	}
 }
 
 func guest(name string, slot int, c string) trustbar.Guest {

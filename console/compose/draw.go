@@ -54,6 +54,7 @@ type painter struct {
 	picture image.Rectangle // where the surface is on the screen, cut off at the area
 	look    look
 	ground  uint32 // around the picture
+	blank   []byte // a row of it
 	pointer pointer
 	placard image.Rectangle // on the screen
 	line    []byte          // a row of the screen
@@ -65,13 +66,20 @@ type painter struct {
 func (p *painter) set(buf *output.Buffer, snap *snapshot, l look, c pointer) {
 	p.to = pixels{buf.Stride, buf.Pixels}
 	p.look, p.pointer = l, c
-	p.picture, p.placard, p.ground = image.Rectangle{}, image.Rectangle{}, black
+	p.picture, p.placard = image.Rectangle{}, image.Rectangle{}
+	ground := uint32(black)
 	if snap.surface != nil {
 		p.from = pixels{snap.surface.Stride, snap.surface.Pixels}
 		p.format = snap.surface.Format
 		p.picture = l.at.toScreen(snap.surface.Bounds()).Intersect(p.area)
 	} else {
-		p.ground = trustbar.Background()
+		ground = trustbar.Background()
+	}
+	if p.ground != ground || len(p.blank) != len(p.line) {
+		p.ground, p.blank = ground, make([]byte, len(p.line))
+		for i := 0; i < len(p.blank); i += 4 {
+			binary.LittleEndian.PutUint32(p.blank[i:], ground)
+		}
 	}
 	if l.placard != nil {
 		size := l.placard.Bounds().Size()
@@ -115,7 +123,7 @@ func overlaps(g *output.Region, r image.Rectangle) bool {
 func (p *painter) rect(r image.Rectangle) bool {
 	in := r.Intersect(p.picture)
 	if in.Empty() {
-		p.to.fill(r, p.ground)
+		p.fill(r)
 		return true
 	}
 	for _, k := range [4]image.Rectangle{
@@ -125,7 +133,7 @@ func (p *painter) rect(r image.Rectangle) bool {
 		{image.Pt(r.Min.X, in.Max.Y), r.Max},
 	} {
 		if !k.Empty() {
-			p.to.fill(k, p.ground)
+			p.fill(k)
 		}
 	}
 	rows := max(chunk/(4*in.Dx()), 1)
@@ -138,6 +146,13 @@ func (p *painter) rect(r image.Rectangle) bool {
 		p.copied += 4 * part.Dx() * part.Dy()
 	}
 	return true
+}
+
+// fill paints r as it is around the picture.
+func (p *painter) fill(r image.Rectangle) {
+	for y := r.Min.Y; y < r.Max.Y; y++ {
+		copy(p.to.row(y, r.Min.X, r.Max.X), p.blank)
+	}
 }
 
 // copy copies r, which lies in the picture.

@@ -2,7 +2,6 @@ package compose
 
 import (
 	"encoding/binary"
-	"image"
 	"math/bits"
 
 	"github.com/lodgehv/lodge/vgpu/display"
@@ -18,17 +17,6 @@ type pixels struct {
 func (p *pixels) row(y, x0, x1 int) []byte {
 	o := y*p.stride + 4*x0
 	return p.data[o : o+4*(x1-x0)]
-}
-
-// fill paints r in one colour. Rows are written in order, as write-combining memory likes it.
-func (p *pixels) fill(r image.Rectangle, c uint32) {
-	for y := r.Min.Y; y < r.Max.Y; y++ {
-		row := p.row(y, r.Min.X, r.Max.X)
-		binary.LittleEndian.PutUint32(row, c)
-		for n := 4; n < len(row); n *= 2 {
-			copy(row[n:], row[:n])
-		}
-	}
 }
 
 // copyRow converts a row of pixels to XRGB8888. from and to are equally long, a multiple of 4.

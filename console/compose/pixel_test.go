@@ -3,7 +3,6 @@ package compose
 import (
 	"encoding/binary"
 	"fmt"
-	"image"
 	"testing"
 
 	"github.com/lodgehv/lodge/vgpu/display"
@@ -75,23 +74,6 @@ func TestOver(t *testing.T) {
 			want := ((255-a)*v + 127) / 255
 			if got := over(a<<24, v*0x010101); got != want*0x010101 {
 				t.Fatalf("alpha %d over %d: %06x, want %d", a, v, got, want)
-			}
-		}
-	}
-}
-
-func TestFill(t *testing.T) {
-	p := pixels{4 * 8, make([]byte, 4*8*4)}
-	r := image.Rect(1, 1, 6, 3)
-	p.fill(r, 0x11223344)
-	for y := range 4 {
-		for x := range 8 {
-			want := uint32(0)
-			if image.Pt(x, y).In(r) {
-				want = 0x11223344
-			}
-			if got := binary.LittleEndian.Uint32(p.row(y, x, x+1)); got != want {
-				t.Errorf("(%d, %d) is %08x, want %08x", x, y, got, want)
 			}
 		}
 	}

@@ -293,7 +293,7 @@ func TestRFB(t *testing.T) {
 			v.write([]byte{msgSetPixelFormat, 0, 0, 0, 16, 16, 1, 1, 0, 31, 0, 63, 0, 31, 11, 5, 0, 0, 0, 0})
 			v.request(0, image.Rect(3, 5, 4, 6))
 			got = v.update(2)
-			if want := []byte{2 << 3, 1<<5 | 0}; !bytes.Equal(got[0].data, want) { // 20, 5, 3 of 255
+			if want := []byte{2 << 3, 1 << 5}; !bytes.Equal(got[0].data, want) { // 20, 5, 3 of 255
 				t.Errorf("(3, 5) is %x, want %x", got[0].data, want)
 			}
 

@@ -26,7 +26,8 @@ type Display struct {
 	atomic bool
 	crtcs  []*crtc // in the kernel's order, which is that of the bits of possible CRTCs
 
-	scanning sync.Mutex // held while monitors are looked for
+	changed  chan struct{} // of one: monitors may have been plugged in
+	scanning sync.Mutex    // held while monitors are looked for
 	mu       sync.Mutex
 	active   bool
 	screens  map[uint32]*Screen // by their connectors
@@ -60,7 +61,7 @@ func newDisplay(card *Card, opt Options) (*Display, error) {
 	if opt.Log == nil {
 		opt.Log = slog.Default()
 	}
-	d := &Display{card: card, opt: opt, active: true, screens: make(map[uint32]*Screen)}
+	d := &Display{card: card, opt: opt, active: true, screens: make(map[uint32]*Screen), changed: make(chan struct{}, 1)}
 	if err := card.SetMaster(); err != nil {
 		return nil, fmt.Errorf("%s: %w: another program shows its pictures there: stop it", card.path, err)
 	}
@@ -316,37 +317,51 @@ func (d *Display) drop(s *Screen) {
 }
 
 // Run tells of page flips, and of monitors that are plugged in, until ctx is done: added is called for each, first for
-// those that are there. Then it closes all screens' Flips. Close the screens after that, and then the display.
+// those that are there. Then it closes all screens' Flips. Close the screens after that, and then the display. It fails if
+// the card's events cannot be given up.
 func (d *Display) Run(ctx context.Context, added func(*Screen)) error {
-	events, err := uevent.Listen()
-	if err != nil {
-		d.opt.Log.Warn("monitors that are plugged in are not noticed", "err", err)
-	}
-	var reader sync.WaitGroup
-	reader.Go(func() {
+	var others sync.WaitGroup
+	others.Go(func() {
 		for d.card.ReadEvents(d.flipped) == nil {
 		}
 	})
-	scan := func() {
-		screens, err := d.Scan()
-		if err != nil {
-			d.opt.Log.Error("cannot look for monitors", "err", err)
-		}
-		for _, s := range screens {
-			added(s)
+	events, err := uevent.Listen()
+	if err == nil {
+		others.Go(func() {
+			if err := events.Follow(ctx, "drm", func(*uevent.Event) { d.look() }); err != nil {
+				d.opt.Log.Error("monitors that are plugged in are not noticed any more", "err", err)
+			}
+		})
+	} else {
+		d.opt.Log.Warn("monitors that are plugged in are not noticed", "err", err)
+	}
+	for d.look(); ctx.Err() == nil; {
+		select {
+		case <-ctx.Done():
+		case <-d.changed:
+			screens, err := d.Scan()
+			if err != nil {
+				d.opt.Log.Error("cannot look for monitors", "err", err)
+			}
+			for _, s := range screens {
+				added(s)
+			}
 		}
 	}
-	scan()
-	if events != nil {
-		err = events.Follow(ctx, "drm", func(*uevent.Event) { scan() })
-	}
-	<-ctx.Done()
 	for _, s := range d.all() {
 		s.unplug()
 	}
-	err = errors.Join(err, d.card.dev.wake())
-	reader.Wait()
+	err = d.card.dev.wake()
+	others.Wait()
 	return err
+}
+
+// look has Run look for monitors.
+func (d *Display) look() {
+	select {
+	case d.changed <- struct{}{}:
+	default:
+	}
 }
 
 // flipped is called for each event of the card.
@@ -371,6 +386,7 @@ func (d *Display) Acquire() error {
 		return fmt.Errorf("%s: %w", d.card.path, err)
 	}
 	d.setActive(true)
+	d.look() // the other program may have seen monitors come and go
 	return nil
 }
 

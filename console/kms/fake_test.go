@@ -37,7 +37,6 @@ type fake struct {
 	events     chan []byte
 	woken      chan struct{}
 	closed     bool
-	log        []string
 }
 
 type fakeConnector struct {

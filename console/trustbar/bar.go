@@ -5,6 +5,7 @@ import (
 	"image"
 	"image/color"
 	"strconv"
+	"time"
 )
 
 // Guest is what is shown of a guest. Its texts may be anything.
@@ -30,6 +31,11 @@ type State struct {
 	Hint    string // how to get to Lodge's console: "Ctrl+Alt+Esc"
 	Battery Battery
 	Clock   string // "14:05"; "" is none
+}
+
+// Clock returns a time as a bar shows it, and how long it is right.
+func Clock(now time.Time) (text string, next time.Duration) {
+	return now.Format("15:04"), now.Truncate(time.Minute).Add(time.Minute).Sub(now)
 }
 
 // Height returns the height in pixels of the bar on a screen of the given size: 28 on one of 1024×768, and somewhat more on
@@ -220,7 +226,7 @@ func (p *pen) input() {
 	name, c, ground := Clean(in.Name), text, ground
 	elsewhere := in.Name != p.state.Guest.Name || in.Slot != p.state.Guest.Slot
 	if name == "" {
-		name, elsewhere = "nobody", true
+		name, elsewhere = "nobody", p.state.Guest.Name != ""
 	}
 	if elsewhere {
 		c, ground = black, alert

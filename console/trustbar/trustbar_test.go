@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -266,6 +267,15 @@ func TestHeight(t *testing.T) {
 	} {
 		if got := Height(image.Pt(tt.w, tt.h)); got != tt.want {
 			t.Errorf("%d×%d: %d, want %d", tt.w, tt.h, got, tt.want)
+		}
+	}
+}
+
+func TestClock(t *testing.T) {
+	for second, want := range map[int]time.Duration{0: time.Minute, 59: time.Second} {
+		text, next := Clock(time.Date(2026, 3, 1, 4, 5, second, 0, time.UTC))
+		if text != "04:05" || next != want {
+			t.Errorf("second %d: %q for %v, want %v", second, text, next, want)
 		}
 	}
 }
