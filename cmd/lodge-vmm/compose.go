@@ -67,7 +67,7 @@ func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) 
 	}
 	r.opened(k)
 	r.config.KVM = k
-	for _, step := range []func(*definition.Definition, *slog.Logger) error{r.boot, r.disks, r.nics, r.others} {
+	for _, step := range []func(*definition.Definition, *slog.Logger) error{r.boot, r.disks, r.nics, r.others, r.display} {
 		if err := step(def, log); err != nil {
 			return r, err
 		}

@@ -94,6 +94,13 @@ func (s *Source) MoveCursor(p image.Point) {
 	s.poke()
 }
 
+// Guest returns how the guest is called.
+func (s *Source) Guest() trustbar.Guest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.guest
+}
+
 // SetGuest changes how the guest is called.
 func (s *Source) SetGuest(g trustbar.Guest) {
 	s.mu.Lock()

@@ -47,7 +47,7 @@ const (
 // Input is a hid.Sink for one guest, through all of its reboots: each machine's devices are made by its methods and take the
 // place of those before. Its zero value is a guest without devices.
 //
-// The functions of OnLEDs and OnAbsolute are called in turn and with Input locked: they may not call it, nor wait.
+// The functions of OnLEDs and OnWantsAbsolute are called in turn and with Input locked: they may not call it, nor wait.
 type Input struct {
 	mu      sync.Mutex
 	devices [places]device
@@ -144,8 +144,8 @@ func (g *Input) WantsAbsolute() bool {
 	return g.tablet != nowhere
 }
 
-// OnAbsolute has f called when WantsAbsolute changes, until stop has returned.
-func (g *Input) OnAbsolute(f func(bool)) (stop func()) {
+// OnWantsAbsolute has f called when WantsAbsolute changes, until stop has returned.
+func (g *Input) OnWantsAbsolute(f func(bool)) (stop func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.onAbsolute == nil {

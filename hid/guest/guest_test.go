@@ -197,7 +197,7 @@ func TestLights(t *testing.T) {
 func TestWantsAbsolute(t *testing.T) {
 	r := newRig(ps2Mouse)
 	var got []bool
-	stop := r.OnAbsolute(func(b bool) { got = append(got, b) })
+	stop := r.OnWantsAbsolute(func(b bool) { got = append(got, b) })
 	r.SetSize(1920, 1080)
 	r.Send([]hid.Event{abs(hid.AbsX, 0)})
 	r.Send([]hid.Event{abs(hid.AbsX, 0x4000)})

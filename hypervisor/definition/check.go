@@ -159,12 +159,43 @@ func (c *checker) others(d *Definition) {
 	if d.Console != nil && d.Console.Path == "" {
 		c.fail("console", "console: set path to the socket to make")
 	}
+	c.display(d.Display)
 	if v := d.Vsock; v != nil {
 		if v.CID < 3 || v.CID == 1<<32-1 {
 			c.fail("vsock.cid", "vsock: cid = %d: from 3 up to 4294967294", v.CID)
 		}
 		if v.Path == "" {
 			c.fail("vsock", "vsock: set path to the socket to make")
+		}
+	}
+}
+
+// Limits of a screen, in pixels, and the BIOS that a VGA card has if the definition names none.
+const (
+	minScreen     = 320
+	maxScreen     = 8192
+	defaultVGAROM = "/usr/share/seabios/vgabios-stdvga.bin"
+)
+
+func (c *checker) display(d *Display) {
+	if d == nil {
+		return
+	}
+	if d.Path == "" {
+		c.fail("display", "display: set path to the socket to make")
+	}
+	if p := []string{"", CardVirtio, CardVGA}; !slices.Contains(p, d.Card) {
+		c.fail("display.card", "display: card %q: one of %s", d.Card, strings.Join(p[1:], ", "))
+	}
+	if d.ROM != "" && d.Card != CardVGA {
+		c.fail("display.rom", "display: rom belongs to card %q", CardVGA)
+	}
+	for _, n := range []struct {
+		key   string
+		value int
+	}{{"width", d.Width}, {"height", d.Height}} {
+		if _, given := c.lines["display."+n.key]; (given || d.Width != d.Height && (d.Width == 0 || d.Height == 0)) && (n.value < minScreen || n.value > maxScreen) {
+			c.fail("display."+n.key, "display: %s = %d: from %d to %d pixels are possible; leave both out for 1024×768", n.key, n.value, minScreen, maxScreen)
 		}
 	}
 }
@@ -205,6 +236,9 @@ func (c *checker) sockets(d *Definition) {
 	}
 	if d.Console != nil {
 		check("console.path", d.Console.Path, maxSocketPath)
+	}
+	if d.Display != nil {
+		check("display.path", d.Display.Path, maxSocketPath)
 	}
 	if d.Vsock != nil {
 		check("vsock.path", d.Vsock.Path, maxSocketPath-maxPortSuffix)
@@ -259,6 +293,18 @@ func (d *Definition) complete(dir string) {
 	if d.Console != nil {
 		paths = append(paths, &d.Console.Path)
 	}
+	if k := d.Display; k != nil {
+		if k.Card == "" {
+			k.Card = CardVirtio
+		}
+		if k.Width == 0 && k.Height == 0 {
+			k.Width, k.Height = 1024, 768
+		}
+		if k.Card == CardVGA && k.ROM == "" {
+			k.ROM = defaultVGAROM
+		}
+		paths = append(paths, &k.Path, &k.ROM)
+	}
 	if d.Vsock != nil {
 		paths = append(paths, &d.Vsock.Path)
 	}
@@ -300,6 +346,9 @@ func (d *Definition) CheckHost(file string) error {
 	c.hostFile("boot.kernel", "kernel", d.Boot.Kernel, unix.R_OK, "correct the path")
 	c.hostFile("boot.initrd", "initrd", d.Boot.Initrd, unix.R_OK, "correct the path")
 	c.hostFile("boot.firmware", "firmware", d.Boot.Firmware, unix.R_OK, "correct the path, or install the package seabios")
+	if d.Display != nil {
+		c.hostFile("display.rom", "display: rom", d.Display.ROM, unix.R_OK, "correct the path, or install the package seabios")
+	}
 	for i, k := range d.Disks {
 		mode := uint32(unix.R_OK | unix.W_OK)
 		if k.ReadOnly {

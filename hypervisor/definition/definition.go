@@ -22,17 +22,18 @@ type Definition struct {
 	CPUs   int    `toml:"cpus"`           // 1 to 16; 1 if it is missing
 	Memory Size   `toml:"memory"`         // such as "512M" or "2G"
 
-	Boot    Boot    `toml:"boot"`
-	Disks   []Disk  `toml:"disk,omitempty"`
-	NICs    []NIC   `toml:"nic,omitempty"`
-	Serial  Serial  `toml:"serial"`                  // first serial port; on standard input and output if it is missing
-	Serial2 Serial  `toml:"serial2,omitempty"`       // second serial port; none if it is missing
-	Debug   string  `toml:"debug_console,omitempty"` // file for what the guest writes to port 0x402
-	Console *Socket `toml:"console,omitempty"`       // virtio console
-	Vsock   *Vsock  `toml:"vsock,omitempty"`
-	Balloon bool    `toml:"balloon,omitempty"` // memory balloon
-	RNG     *bool   `toml:"rng,omitempty"`     // entropy device; on if it is missing
-	Control string  `toml:"control,omitempty"`
+	Boot    Boot     `toml:"boot"`
+	Disks   []Disk   `toml:"disk,omitempty"`
+	NICs    []NIC    `toml:"nic,omitempty"`
+	Serial  Serial   `toml:"serial"`                  // first serial port; on standard input and output if it is missing
+	Serial2 Serial   `toml:"serial2,omitempty"`       // second serial port; none if it is missing
+	Debug   string   `toml:"debug_console,omitempty"` // file for what the guest writes to port 0x402
+	Console *Socket  `toml:"console,omitempty"`       // virtio console
+	Vsock   *Vsock   `toml:"vsock,omitempty"`
+	Display *Display `toml:"display,omitempty"` // screen, keyboard and pointer; none if it is missing
+	Balloon bool     `toml:"balloon,omitempty"` // memory balloon
+	RNG     *bool    `toml:"rng,omitempty"`     // entropy device; on if it is missing
+	Control string   `toml:"control,omitempty"`
 
 	lines map[string]int // of the file that it was read from, see index
 }
@@ -78,6 +79,21 @@ type Socket struct {
 type Vsock struct {
 	CID  uint32 `toml:"cid"`  // 3 and up, unique on the host
 	Path string `toml:"path"` // Unix socket for connections to the guest; those from it go to PATH_PORT
+}
+
+// The graphics cards that a Display can have.
+const (
+	CardVirtio = "virtio" // virtio-gpu, for systems with its driver
+	CardVGA    = "vga"    // a VGA with the Bochs extensions, for firmware and everything else
+)
+
+// Display is a screen with a keyboard and a pointer.
+type Display struct {
+	Path   string `toml:"path"`            // Unix socket for who shows it (org.qemu.Display1)
+	Card   string `toml:"card,omitempty"`  // virtio or vga; virtio if it is missing
+	Width  int    `toml:"width,omitempty"` // pixels of the first mode; 1024×768 if both are missing
+	Height int    `toml:"height,omitempty"`
+	ROM    string `toml:"rom,omitempty"` // the VGA card's BIOS; Debian's if it is missing
 }
 
 // Size is a number of bytes below 2⁶³, written with a suffix K, M, G or T (powers of 1024), which KiB or KB and so on may

@@ -68,6 +68,13 @@ path = "console.sock"
 [vsock]
 cid = 3
 path = "vsock.sock"
+
+[display]
+path = "display.sock"
+card = "vga"
+width = 1280
+height = 800
+rom = "vga.bin"
 `
 
 func TestParse(t *testing.T) {
@@ -93,6 +100,7 @@ func TestParse(t *testing.T) {
 		Serial2: Serial{Mode: "none"},
 		Console: &Socket{Path: "/guests/console.sock"},
 		Vsock:   &Vsock{CID: 3, Path: "/guests/vsock.sock"},
+		Display: &Display{Path: "/guests/display.sock", Card: CardVGA, Width: 1280, Height: 800, ROM: "/guests/vga.bin"},
 	}
 	if diff := cmp.Diff(want, got, same); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

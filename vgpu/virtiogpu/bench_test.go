@@ -81,7 +81,7 @@ func newDesk(b testing.TB) *desk {
 	k := &desk{b: b, m: m}
 	screen := display.NewScreen(testMonitor)
 	screen.Attach(&k.viewer)
-	if k.d, err = New(Config{Screens: []*display.Screen{screen}}); err != nil {
+	if k.d, err = New(Config{Blob: true, Screens: []*display.Screen{screen}}); err != nil {
 		b.Fatal(err)
 	}
 	kick, err := virtio.NewEventFD("benchmark")

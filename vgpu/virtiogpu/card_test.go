@@ -28,7 +28,7 @@ func heapArena(limit int64) (*arena, error) {
 // newDevice returns a card with a screen for each sink, and 1 MiB for pictures.
 func newDevice(t testing.TB, sinks ...*recorder) *Device {
 	t.Helper()
-	cfg := Config{MaxBytes: 1 << 20}
+	cfg := Config{Blob: true, MaxBytes: 1 << 20}
 	for i, k := range sinks {
 		m := testMonitor
 		m.Serial += uint32(i)

@@ -41,6 +41,9 @@ const (
 type Config struct {
 	// Screens are what the scanouts are shown on, from 1 to 16.
 	Screens []*display.Screen
+	// Blob offers resources that are the guest's own memory. A viewer in another process can map them only if the guest's
+	// memory has a file (mem.Alloc); else it gets copies, which cost more than those of ordinary resources.
+	Blob bool
 	// MaxBytes bounds the memory of the host for pictures; 0 is DefaultMaxBytes.
 	MaxBytes int64
 	Log      *slog.Logger // nil is slog.Default
@@ -102,7 +105,13 @@ func New(cfg Config) (*Device, error) {
 func (*Device) ID() virtio.DeviceID { return virtio.IDGPU }
 
 // Features returns what there is beside 3D.
-func (*Device) Features() uint64 { return featureEDID | featureResourceUUID | featureResourceBlob }
+func (d *Device) Features() uint64 {
+	f := uint64(featureEDID | featureResourceUUID)
+	if d.cfg.Blob {
+		f |= featureResourceBlob
+	}
+	return f
+}
 
 // QueueSizes returns the sizes of controlq and cursorq.
 func (*Device) QueueSizes() []uint16 { return []uint16{512, 16} }

@@ -1,0 +1,179 @@
+// Command lodge-seat is the one process that owns the screen, the keyboards and the mice: it shows the guests of its
+// configuration, one at a time, below a bar that no guest can draw, and gives keyboard and pointer to the one on screen.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/lodgehv/lodge/console/compose"
+	"github.com/lodgehv/lodge/console/seat"
+	"github.com/lodgehv/lodge/console/trustbar"
+	"github.com/lodgehv/lodge/console/vt"
+	"github.com/lodgehv/lodge/hid"
+)
+
+func main() {
+	if guardian, err := vt.RunGuardian(os.Args); guardian {
+		exit(err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	exit(err)
+}
+
+func exit(err error) {
+	switch {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+		os.Exit(0)
+	case errors.Is(err, errUsage):
+		os.Exit(2)
+	}
+	fmt.Fprintln(os.Stderr, "lodge-seat:", err)
+	os.Exit(1)
+}
+
+// errUsage says that the usage was shown.
+var errUsage = errors.New("usage")
+
+const usage = `usage: lodge-seat [--output OUTPUT] [--events] SEAT.TOML
+
+Shows guests on this machine's screens and gives them its keyboards and mice.
+
+  --output drm            all monitors of the first graphics card, and all input devices (the default)
+  --output drm:PATH       of another card, such as drm:/dev/dri/card1
+  --output rfb:HOST:PORT  no screen: a VNC viewer on this machine looks and types; add ,WIDTHxHEIGHT for another size
+  --events                print what happens as JSON lines: {"event":"focus",…}, {"event":"switched",…}
+
+SEAT.TOML:
+
+  [[guest]]
+  name = "work"            # as the bar shows it
+  label = "the company's"  # a few words, may be left out
+  color = "blue"           # %s
+  slot = 1                 # 1 to 9, for Ctrl+Alt+1 to 9; 0 is none
+  display = "work.sock"    # the [display] path of the guest's definition
+
+  [chords]                 # those that are to be others
+  attention = "ctrl+alt+esc"
+  left = "ctrl+alt+left"
+  right = "ctrl+alt+right"
+  last = "ctrl+alt+tab"
+`
+
+func run(ctx context.Context, args []string, out, errOut io.Writer) error {
+	fs := flag.NewFlagSet("lodge-seat", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	output := fs.String("output", "drm", "")
+	events := fs.Bool("events", false, "")
+	err := fs.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintf(out, usage, strings.Join(trustbar.ColorNames(), ", "))
+		return err
+	}
+	if err == nil && fs.NArg() != 1 {
+		err = errors.New("name one file that describes the seat")
+	}
+	if err != nil {
+		fmt.Fprintf(errOut, "lodge-seat: %v\n"+usage, err, strings.Join(trustbar.ColorNames(), ", "))
+		return errUsage
+	}
+	cfg, err := seat.Load(fs.Arg(0))
+	if err != nil {
+		return err
+	}
+	var lights lights
+	opt := seat.Options{OnLEDs: lights.set, Log: slog.New(slog.NewTextHandler(errOut, nil))}
+	if *events {
+		e := &eventLog{out: out}
+		opt.OnFocus, opt.OnSwitched = e.focus, e.switched
+	}
+	s, err := seat.New(cfg, opt)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	wg.Go(func() { s.Run(ctx) })
+	kind, where, _ := strings.Cut(*output, ":")
+	switch kind {
+	case "drm":
+		return showDRM(ctx, s, where, &lights, opt.Log)
+	case "rfb":
+		return showRFB(ctx, s, where, opt.Log)
+	}
+	return fmt.Errorf("--output %s: one of drm, drm:PATH and rfb:HOST:PORT", *output)
+}
+
+// lights brings the lights of the guest in the focus to the keyboards, once there are any.
+type lights struct {
+	mu   sync.Mutex
+	last hid.LEDs
+	to   func(hid.LEDs)
+}
+
+func (l *lights) set(leds hid.LEDs) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.last = leds; l.to != nil {
+		l.to(leds)
+	}
+}
+
+func (l *lights) connect(to func(hid.LEDs)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.to = to
+	to(l.last)
+}
+
+// eventLog prints events as JSON lines, without holding up who tells them: what nobody reads is lost.
+type eventLog struct {
+	mu  sync.Mutex
+	out io.Writer
+}
+
+func (e *eventLog) print(v any) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_ = json.NewEncoder(e.out).Encode(v)
+}
+
+func (e *eventLog) focus(old, now, why string) {
+	go e.print(struct {
+		Event string    `json:"event"`
+		Time  time.Time `json:"time"`
+		Old   string    `json:"old"`
+		New   string    `json:"new"`
+		Why   string    `json:"why"`
+	}{"focus", time.Now(), old, now, why})
+}
+
+func (e *eventLog) switched(s compose.Switched) {
+	e.print(struct {
+		Event  string    `json:"event"`
+		Time   time.Time `json:"time"`
+		Output string    `json:"output"`
+		Guest  string    `json:"guest"`
+		TookUS float64   `json:"took_us"`
+		Waited float64   `json:"waited_us"`
+		Behind bool      `json:"behind,omitempty"`
+	}{"switched", time.Now(), s.Output, s.Source.Guest().Name, micros(s.Took), micros(s.Waited), s.Behind})
+}
+
+func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

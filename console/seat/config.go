@@ -1,0 +1,123 @@
+package seat
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/lodgehv/lodge/console/trustbar"
+	"github.com/lodgehv/lodge/hid/route"
+)
+
+// Config is what a seat shows, as people write it. Paths are absolute after Load.
+type Config struct {
+	Guests []Guest `toml:"guest"`
+	Chords Chords  `toml:"chords,omitempty"`
+}
+
+// Guest is a guest that can be on the screen.
+type Guest struct {
+	Name    string `toml:"name"`            // as the bar shows it
+	Label   string `toml:"label,omitempty"` // a few words about it
+	Color   string `toml:"color"`           // see trustbar.ColorNames
+	Slot    int    `toml:"slot"`            // 1 to 9, for the chord; 0 is none
+	Display string `toml:"display"`         // Unix socket of its VMM
+}
+
+// Chords are the chords that differ from the router's defaults: "ctrl+alt+esc".
+type Chords struct {
+	Attention route.Chord `toml:"attention,omitempty"`
+	Left      route.Chord `toml:"left,omitempty"`
+	Right     route.Chord `toml:"right,omitempty"`
+	Last      route.Chord `toml:"last,omitempty"`
+}
+
+// chords returns the router's, with the defaults for those that c leaves out.
+func (c Chords) chords() route.Chords {
+	all := route.DefaultChords()
+	for _, k := range []struct{ to, from *route.Chord }{
+		{&all.Attention, &c.Attention}, {&all.Left, &c.Left}, {&all.Right, &c.Right}, {&all.Last, &c.Last},
+	} {
+		if *k.from != (route.Chord{}) {
+			*k.to = *k.from
+		}
+	}
+	return all
+}
+
+// maxFile is more than any configuration that people write, in bytes.
+const maxFile = 1 << 20
+
+// Load reads the configuration at path. The error names the file and, if it is about one, the line.
+func Load(path string) (Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("seat: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile))
+	if err != nil {
+		return Config{}, fmt.Errorf("seat: %w", err)
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return Config{}, fmt.Errorf("seat: %w", err)
+	}
+	return Parse(path, dir, string(b))
+}
+
+// Parse reads a configuration. name is what errors call it, and dir what its paths are relative to.
+func Parse(name, dir, text string) (Config, error) {
+	var c Config
+	if err := toml.NewDecoder(strings.NewReader(text)).DisallowUnknownFields().Decode(&c); err != nil {
+		var strict *toml.StrictMissingError
+		if errors.As(err, &strict) {
+			row, _ := strict.Errors[0].Position()
+			return Config{}, fmt.Errorf("%s:%d: unknown key %q: see lodge-seat --help for those that exist", name, row, strings.Join(strict.Errors[0].Key(), "."))
+		}
+		var dec *toml.DecodeError
+		if errors.As(err, &dec) {
+			row, _ := dec.Position()
+			return Config{}, fmt.Errorf("%s:%d: %s", name, row, strings.TrimPrefix(dec.Error(), "toml: "))
+		}
+		return Config{}, fmt.Errorf("%s: %w", name, err)
+	}
+	if err := c.check(dir); err != nil {
+		return Config{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return c, nil
+}
+
+func (c *Config) check(dir string) error {
+	if len(c.Guests) == 0 {
+		return errors.New("no guest: add a table [[guest]]")
+	}
+	names, slots := make(map[string]bool), make(map[int]string)
+	for i := range c.Guests {
+		g := &c.Guests[i]
+		switch _, known := trustbar.ParseColor(g.Color); {
+		case g.Name == "" || trustbar.Clean(g.Name) != g.Name || g.Name == ownName:
+			return fmt.Errorf("guest %q: give it a name of one line that is not %q", g.Name, ownName)
+		case names[g.Name]:
+			return fmt.Errorf("two guests are called %q: rename one", g.Name)
+		case !known:
+			return fmt.Errorf("guest %q: color %q: one of %s", g.Name, g.Color, strings.Join(trustbar.ColorNames(), ", "))
+		case g.Slot < 0 || g.Slot > 9:
+			return fmt.Errorf("guest %q: slot %d: 1 to 9 are possible, and 0 for none", g.Name, g.Slot)
+		case g.Slot > 0 && slots[g.Slot] != "":
+			return fmt.Errorf("guest %q: slot %d is also guest %q's", g.Name, g.Slot, slots[g.Slot])
+		case g.Display == "":
+			return fmt.Errorf("guest %q: set display to the socket of its machine", g.Name)
+		}
+		names[g.Name], slots[g.Slot] = true, g.Name
+		if !filepath.IsAbs(g.Display) {
+			g.Display = filepath.Join(dir, g.Display)
+		}
+	}
+	return nil
+}
