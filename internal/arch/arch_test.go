@@ -42,6 +42,16 @@ var rules = []rule{
 		only: deviceImports,
 	},
 	{
+		why:  "a graphics card or an input device is a device like others; beside that it knows what it shows on, and events",
+		of:   []string{"vgpu/virtiogpu", "vgpu/vga", "hid/virtioinput", "hid/ps2"},
+		only: append([]string{"vgpu/display", "vgpu/edid", "hid"}, deviceImports...),
+	},
+	{
+		why:   "what a person sees and touches knows nothing of machines and their devices",
+		of:    []string{"console/...", "hid/evdev", "hid/route", "vgpu/display", "vgpu/edid"},
+		never: []string{"hypervisor/...", "vgpu/virtiogpu", "vgpu/vga", "hid/virtioinput", "hid/ps2"},
+	},
+	{
 		why:  "the transport knows no particular device",
 		of:   []string{"hypervisor/virtio/virtiopci", "hypervisor/virtio/virtiotest"},
 		only: append([]string{"hypervisor/virtio/virtiopci"}, deviceImports...),
