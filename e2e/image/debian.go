@@ -4,18 +4,26 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"github.com/lodgehv/lodge/hypervisor/boot"
 )
 
-// suite and mirror are where guests come from: the release alone, which changes
-// a few times a year, so that a cached image stays what a new one would be.
-const (
-	suite  = "bookworm"
-	mirror = "http://deb.debian.org/debian"
-)
+// suite is what guests are made of: the release alone, which changes a few
+// times a year, so that a cached image stays what a new one would be.
+const suite = "bookworm"
+
+// mirror returns where this machine gets the suite from.
+func mirror(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages", "Codename: "+suite, "Component: main").Output()
+	uri, _, _ := strings.Cut(string(out), "\n")
+	if err != nil || uri == "" {
+		return "", fmt.Errorf("apt has no source of Debian %s (%w): add one to its sources", suite, err)
+	}
+	return uri, nil
+}
 
 // Arch is one kind of guest.
 type Arch struct {
@@ -54,12 +62,16 @@ APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -q download $p`
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--customize-hook=" + download,
 	}
-	return b.Result(ctx, "debian-"+a.Name, Key(append(args, suite, mirror)...), func(ctx context.Context, dir string) error {
+	return b.Result(ctx, "debian-"+a.Name, Key(append(args, suite)...), func(ctx context.Context, dir string) error {
+		from, err := mirror(ctx)
+		if err != nil {
+			return err
+		}
 		args := append(args,
 			"--customize-hook=sync-out "+kernelDir+" "+dir,
 			`--customize-hook=rm -r "$1"`+kernelDir,
-			suite, filepath.Join(dir, "root.tar"), mirror)
-		_, err := run(ctx, dir, nil, "mmdebstrap", args...)
+			suite, filepath.Join(dir, "root.tar"), from)
+		_, err = run(ctx, dir, nil, "mmdebstrap", args...)
 		return err
 	})
 }
