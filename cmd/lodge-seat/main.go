@@ -55,7 +55,7 @@ Shows guests on this machine's screens and gives them its keyboards and mice.
   --output drm            all monitors of the first graphics card, and all input devices (the default)
   --output drm:PATH       of another card, such as drm:/dev/dri/card1
   --output rfb:HOST:PORT  no screen: a VNC viewer on this machine looks and types; add ,WIDTHxHEIGHT for another size
-  --events                print what happens as JSON lines: {"event":"focus",…}, {"event":"switched",…}
+  --events                print what happens as JSON lines: {"event":"guest",…}, "focus", "switched"
 
 SEAT.TOML:
 
@@ -98,7 +98,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	opt := seat.Options{OnLEDs: lights.set, Log: slog.New(slog.NewTextHandler(errOut, nil))}
 	if *events {
 		e := &eventLog{out: out}
-		opt.OnFocus, opt.OnSwitched = e.focus, e.switched
+		opt.OnFocus, opt.OnGuest, opt.OnSwitched = e.focus, e.guest, e.switched
 	}
 	s, err := seat.New(cfg, opt)
 	if err != nil {
@@ -162,6 +162,15 @@ func (e *eventLog) focus(old, now, why string) {
 		New   string    `json:"new"`
 		Why   string    `json:"why"`
 	}{"focus", time.Now(), old, now, why})
+}
+
+func (e *eventLog) guest(name string, there bool) {
+	e.print(struct {
+		Event string    `json:"event"`
+		Time  time.Time `json:"time"`
+		Guest string    `json:"guest"`
+		There bool      `json:"there"`
+	}{"guest", time.Now(), name, there})
 }
 
 func (e *eventLog) switched(s compose.Switched) {

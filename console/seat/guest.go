@@ -116,6 +116,8 @@ func (g *guest) connected(ctx context.Context) error {
 	}
 	_ = g.s.Router.SetLEDs(g.cfg.Name, info.LEDs)
 	g.s.arrived(g)
+	g.tell(true)
+	defer g.tell(false)
 	select {
 	case <-ctx.Done():
 	case <-c.Done():
@@ -130,6 +132,12 @@ func (g *guest) connected(ctx context.Context) error {
 		return r.Err()
 	default:
 		return nil
+	}
+}
+
+func (g *guest) tell(there bool) {
+	if f := g.s.opt.OnGuest; f != nil {
+		f(g.cfg.Name, there)
 	}
 }
 

@@ -33,7 +33,8 @@ const ownName = "Lodge"
 type Options struct {
 	OnLEDs     func(hid.LEDs) // what the real keyboards are to show
 	OnFocus    func(old, now, why string)
-	OnSwitched func(compose.Switched) // after each switch, from the goroutine of an output
+	OnGuest    func(name string, there bool) // a guest's machine is there, or gone
+	OnSwitched func(compose.Switched)        // after each switch, from the goroutine of an output
 	Log        *slog.Logger
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/lodgehv/lodge/hypervisor/boot"
@@ -30,19 +31,32 @@ type Arch struct {
 	Name   string // Debian's name
 	GoArch string
 	Linux  string // the package that depends on the current kernel
+
+	desktop bool // with desktopPackages
+}
+
+// system names the root file system.
+func (a Arch) system() string {
+	if a.desktop {
+		return a.Name + "-desktop"
+	}
+	return a.Name
 }
 
 // AMD64 and I386 return the two kinds of guests.
-func AMD64() Arch { return Arch{"amd64", "amd64", "linux-image-amd64"} }
+func AMD64() Arch { return Arch{Name: "amd64", GoArch: "amd64", Linux: "linux-image-amd64"} }
 
 // I386 is the 32-bit kind, without PAE.
-func I386() Arch { return Arch{"i386", "386", "linux-image-686"} }
+func I386() Arch { return Arch{Name: "i386", GoArch: "386", Linux: "linux-image-686"} }
 
 // guestPackages are what a guest has beyond Debian's minimal base.
 var guestPackages = [...]string{
 	"sysvinit-core", "acpid", "busybox-static", "curl", "e2fsprogs", "ethtool", "iproute2",
 	"iputils-ping", "kmod", "netbase", "pciutils", "udhcpc",
 }
+
+// desktopPackages are what a guest with a desktop has beyond guestPackages.
+var desktopPackages = [...]string{"evtest", "fonts-dejavu-core", "libdrm-tests", "udev", "weston", "xkb-data"}
 
 // kernelDir is where mmdebstrap's hook leaves the kernel's package in the root.
 const kernelDir = "/var/tmp/lodge-kernel"
@@ -54,15 +68,19 @@ func (b *Builder) debian(ctx context.Context, a Arch) (string, error) {
 	download := `cd "$1" && mkdir -p .` + kernelDir + ` && cd .` + kernelDir + ` &&
 p=$(APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-cache depends --important ` + a.Linux + ` | sed -n 's/.*Depends: *//p') &&
 APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -q download $p`
+	packages := guestPackages[:]
+	if a.desktop {
+		packages = append(slices.Clone(packages), desktopPackages[:]...)
+	}
 	args := []string{
-		"--variant=minbase", "--arch=" + a.Name, "--include=" + strings.Join(guestPackages[:], ","),
+		"--variant=minbase", "--arch=" + a.Name, "--include=" + strings.Join(packages, ","),
 		`--aptopt=APT::Install-Recommends "false"`,
 		"--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--customize-hook=" + download,
 	}
-	return b.Result(ctx, "debian-"+a.Name, Key(append(args, suite)...), func(ctx context.Context, dir string) error {
+	return b.Result(ctx, "debian-"+a.system(), Key(append(args, suite)...), func(ctx context.Context, dir string) error {
 		from, err := mirror(ctx)
 		if err != nil {
 			return err

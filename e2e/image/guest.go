@@ -23,6 +23,14 @@ type Guest struct {
 // guestDiskSize leaves a few hundred MiB for what tests write.
 const guestDiskSize = "1536M"
 
+// Desktop builds a guest with a graphical desktop: Weston, drawn by the processor. It boots as the one of Guest does;
+// lodge.color=RRGGBB on its command line is the colour of its wallpaper.
+func (b *Builder) Desktop(ctx context.Context) (*Guest, error) {
+	a := AMD64()
+	a.desktop = true
+	return b.Guest(ctx, a)
+}
+
 // Guest builds the guest of an architecture.
 func (b *Builder) Guest(ctx context.Context, a Arch) (*Guest, error) {
 	agent, agentKey, err := b.GoProgram(ctx, "./e2e/agent", a.GoArch)
@@ -33,7 +41,9 @@ func (b *Builder) Guest(ctx context.Context, a Arch) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	k, err := b.kernel(ctx, a)
+	plain := a
+	plain.desktop = false
+	k, err := b.kernel(ctx, plain) // a desktop's is the same
 	if err != nil {
 		return nil, err
 	}
@@ -41,8 +51,8 @@ func (b *Builder) Guest(ctx context.Context, a Arch) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := Key("2", agentKey, filepath.Base(k.Dir), overlay, guestDiskSize)
-	dir, err := b.Result(ctx, "guest-"+a.Name, key, func(ctx context.Context, dir string) error {
+	key := Key("2", agentKey, filepath.Base(deb), filepath.Base(k.Dir), overlay, guestDiskSize)
+	dir, err := b.Result(ctx, "guest-"+a.system(), key, func(ctx context.Context, dir string) error {
 		busybox, err := fromTar(filepath.Join(deb, "root.tar"), "usr/bin/busybox")
 		if err != nil {
 			return err
@@ -57,6 +67,11 @@ func (b *Builder) Guest(ctx context.Context, a Arch) (*Guest, error) {
 		}
 		if err := copyEmbedded("files/guest", filepath.Join(dir, "over")); err != nil {
 			return err
+		}
+		if a.desktop {
+			if err := copyEmbedded("files/desktop", filepath.Join(dir, "over")); err != nil {
+				return err
+			}
 		}
 		// Modules are hard links in the staging tree, so that they cost nothing.
 		return asRoot(ctx, dir, `
