@@ -70,7 +70,7 @@ func (l *lab) testLSPCI(ctx context.Context, t *testing.T) {
 		m    *vm
 		want string // block, network, rng, balloon and vsock devices between the bridges
 	}{
-		{amd64, hostBridge + " 1af4:1042 1af4:1041 1af4:1041 1af4:1044 1af4:1045 1af4:1053 " + lpcBridge},
+		{amd64, hostBridge + " 1af4:1042 1af4:1042 1af4:1042 1af4:1041 1af4:1041 1af4:1044 1af4:1045 1af4:1053 " + lpcBridge},
 		{i386, hostBridge + " 1af4:1042 1af4:1041 1af4:1041 1af4:1044 1af4:1045 1af4:1053 " + lpcBridge},
 	} {
 		var ids []string

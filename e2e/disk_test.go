@@ -2,11 +2,63 @@ package e2e_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/lodgehv/lodge/e2e/guest"
+	"github.com/lodgehv/lodge/e2e/notebook"
 )
+
+// extraDisk is a disk of the notebook's; guest amd64 has it past the page cache, and the notebook's own to read.
+var extraDisk = notebook.Disk{Name: "extra", Size: 64 << 20}
+
+const extraDisks = `[[disk]]
+name = "extra"
+path = "/disk/extra"
+direct = true
+serial = "LODGE-EXTRA-1"
+[[disk]]
+name = "system"
+path = "/disk/system"
+readonly = true
+`
+
+// testDisks uses what the root disk does not show: direct I/O, a serial number, discarding, a disk that is read only.
+func (l *lab) testDisks(ctx context.Context, t *testing.T) {
+	m := l.guest(ctx, t, "amd64")
+	const script = `set -e
+cat /sys/block/vdb/serial; echo
+cat /sys/block/vdc/ro
+head -c 8388608 /dev/urandom >/tmp/random
+dd if=/tmp/random of=/dev/vdb bs=64k oflag=direct conv=fsync 2>/dev/null
+dd if=/dev/vdb bs=4k count=2048 iflag=direct 2>/dev/null | cmp - /tmp/random && echo same
+blkdiscard -o 0 -l 4194304 /dev/vdb
+blkdiscard -z -o 4194304 -l 4194304 /dev/vdb
+dd if=/dev/vdb bs=4M skip=1 count=1 iflag=direct 2>/dev/null | tr -d '\0' | wc -c
+dd if=/dev/zero of=/dev/vdc bs=512 count=1 oflag=direct 2>&1 | grep -o 'not permitted\|Read-only\|Operation not' | head -n 1
+rm /tmp/random`
+	got := strings.Split(m.shell(ctx, t, script), "\n")
+	want := []string{"LODGE-EXTRA-1", "1", "same", "0"}
+	if len(got) < len(want) || !slices.Equal(got[:len(want)], want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if len(got) != len(want)+1 {
+		t.Errorf("a disk that is read only was written to: %q", got)
+	}
+}
+
+// testEntropy has the kernel's generator of hardware random numbers be ours.
+func (l *lab) testEntropy(ctx context.Context, t *testing.T) {
+	amd64, i386 := l.pair(ctx, t)
+	for _, m := range []*vm{amd64, i386} {
+		out := m.shell(ctx, t, "cat /sys/class/misc/hw_random/rng_current; head -c 4096 /dev/hwrng | sha256sum; head -c 4096 /dev/hwrng | sha256sum")
+		lines := strings.Split(out, "\n")
+		if len(lines) != 3 || !strings.HasPrefix(lines[0], "virtio_rng") || lines[1] == lines[2] {
+			t.Errorf("guest %s: %s", m.Name(), out)
+		}
+	}
+}
 
 // dataSize is how much data writes: 64 MiB.
 const dataSize = "67108864"

@@ -21,6 +21,7 @@ var names = []string{"amd64", "i386"}
 
 // lab is the notebook with the guests' networks and the guests.
 type lab struct {
+	cpus  map[string]int // of the guests
 	nb    *notebook.Notebook
 	host  *guest.Host
 	lan   *guest.Network // both guests are on it
@@ -55,13 +56,17 @@ func TestGuests(t *testing.T) {
 		{"vsock", (*lab).testVsock},
 		{"one disk for one guest", (*lab).testOneDisk},
 		{"definition errors", (*lab).testDefinitionErrors},
+		{"disks", (*lab).testDisks},
+		{"entropy", (*lab).testEntropy},
 		{"restore", (*lab).testRestore},
+		{"kernel log after restore", (*lab).testKernelLog},
 		{"kill", (*lab).testKill},
 		{"hostile guest", (*lab).testHostile},
 		{"reboot", (*lab).testReboot},
 		{"balloon", (*lab).testBalloon},
 		{"power off", (*lab).testPowerOff},
 		{"power button", (*lab).testPowerButton},
+		{"other CPUs", (*lab).testOtherCPUs},
 	} {
 		ok := t.Run(s.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("test %q takes longer than %v", s.name, limit))
@@ -99,11 +104,11 @@ func newLab(t *testing.T) *lab {
 		t.Fatal(err)
 	}
 	// With two processors the emulator resets the notebook within minutes when guests run on both: see README.md.
-	nb, err := notebook.Start(ctx, notebook.Config{Builder: b, Tools: tools, CPUs: 1, Log: t.Output()})
+	nb, err := notebook.Start(ctx, notebook.Config{Builder: b, Tools: tools, CPUs: 1, Disks: []notebook.Disk{extraDisk}, Log: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{nb: nb, host: guest.InNotebook(nb), vms: make(map[string]*vm)}
+	l := &lab{nb: nb, host: guest.InNotebook(nb), cpus: map[string]int{"amd64": 2, "i386": 1}, vms: make(map[string]*vm)}
 	t.Cleanup(func() {
 		if err := nb.Close(); err != nil {
 			t.Error(err)
@@ -145,12 +150,13 @@ func (l *lab) explain(t *testing.T) {
 }
 
 // config describes the guests: both are on the network of netstack, and each has a card beside, guest amd64 at a tap device
-// and guest i386 at passt.
+// and guest i386 at passt. Guest amd64 has further disks.
 func (l *lab) config(name string) guest.Config {
-	c := guest.Config{Name: name, Arch: name, CPUs: 1, CID: 11, Extra: l.lan.NIC(), Flags: "balloon = true"}
+	c := guest.Config{Name: name, Arch: name, CPUs: l.cpus[name], CID: 11, Extra: l.lan.NIC(), Flags: "balloon = true"}
 	card := fmt.Sprintf("socket = %q", passtSocket)
 	if name == "amd64" {
-		c.CPUs, c.CID = 2, 10
+		c.CID = 10
+		c.Extra += extraDisks
 		card = fmt.Sprintf("tap = %q", tapName)
 	}
 	c.Extra += "[[nic]]\nname = \"direct\"\n" + card + "\n"

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -45,6 +46,23 @@ func (l *lab) testPowerButton(ctx context.Context, t *testing.T) {
 		t.Error(err)
 	}
 	l.checkOff(ctx, t, m)
+}
+
+// testOtherCPUs starts both guests, which are off, with the other's number of processors.
+func (l *lab) testOtherCPUs(ctx context.Context, t *testing.T) {
+	l.cpus["amd64"], l.cpus["i386"] = l.cpus["i386"], l.cpus["amd64"]
+	amd64, i386 := l.pair(ctx, t)
+	for _, m := range []*vm{amd64, i386} {
+		if got, want := m.shell(ctx, t, "nproc"), fmt.Sprint(l.cpus[m.Name()]); got != want {
+			t.Errorf("guest %s has %s processors, want %s", m.Name(), got, want)
+		}
+	}
+	l.testKernelLog(ctx, t)
+	for _, m := range []*vm{amd64, i386} {
+		if err := m.PowerOff(ctx); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // checkOff waits for the end of a guest that is switching itself off.

@@ -38,7 +38,7 @@ func startNotebook(ctx context.Context, vmm string, icount bool, disks ...notebo
 		}
 	}
 	return notebook.Start(ctx, notebook.Config{
-		Builder: b, ICount: icount, Disks: disks, Log: log,
+		Builder: b, CPUs: 1, ICount: icount, Disks: disks, Log: log,
 		Tools: map[string]string{"bin/lodge-vmm": vmm, "bin/stopwatch": stopwatch},
 	})
 }
