@@ -3,7 +3,6 @@ package compose
 import (
 	"flag"
 	"image"
-	"image/color"
 	"image/draw"
 	"image/png"
 	"os"
@@ -121,7 +120,7 @@ func compareGolden(t *testing.T, file string, got *image.RGBA) {
 	for y := range got.Rect.Dy() {
 		for x := range got.Rect.Dx() {
 			if g, w := got.RGBAAt(x, y), want.RGBAAt(x, y); g != w {
-				t.Fatalf("%s: (%d, %d) is %v, want %v; look at the pictures that -update makes", file, x, y, g, color.RGBA(w))
+				t.Fatalf("%s: (%d, %d) is %v, want %v; look at the pictures that -update makes", file, x, y, g, w)
 			}
 		}
 	}

@@ -74,7 +74,7 @@ func (o *ownConsole) show() {
 	for _, g := range o.s.guests {
 		entry := g.cfg.Name
 		if g.cfg.Slot > 0 {
-			entry = fmt.Sprintf("%d  %s", g.cfg.Slot, g.cfg.Name)
+			entry = fmt.Sprintf("%d %s", g.cfg.Slot, g.cfg.Name)
 		}
 		if g.sender.Load() != nil {
 			on = append(on, entry)
@@ -84,7 +84,7 @@ func (o *ownConsole) show() {
 	}
 	var text []string
 	if len(on) > 0 {
-		text = append(text, strings.Join(on, "      "), "Press a guest's number to go to it, Esc to go back.")
+		text = append(text, strings.Join(on, " · "), "Press a guest's number to go to it, Esc to go back.")
 	}
 	if len(off) > 0 {
 		text = append(text, "Switched off: "+strings.Join(off, ", "))

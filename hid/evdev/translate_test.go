@@ -46,9 +46,9 @@ func TestTranslate(t *testing.T) {
 			tr := NewTranslator(&info, Options{})
 			var got []string
 			var a assembler
-			for p, n := stream(time.Second, tt.events...), 0; len(p) > 0; p = p[n:] {
-				var at time.Duration
-				if n, at, _, _ = a.feed(p); at != time.Second {
+			for p := stream(time.Second, tt.events...); len(p) > 0; {
+				n, at, _, _ := a.feed(p)
+				if p = p[n:]; at != time.Second {
 					t.Fatalf("at %v", at)
 				}
 				tr.Translate(Report{at, a.events}, func(_ time.Duration, batch []hid.Event) { got = append(got, words(batch)) })
