@@ -101,7 +101,7 @@ func Start(ctx context.Context, cfg Config) (*Desk, error) {
 		if !k.Firmware {
 			continue
 		}
-		boot, err := b.BootDisk(ctx, g, "Debian "+k.Name, "console=ttyS0 console=tty0 root=/dev/vdb rw panic=-1 lodge.name="+k.Name+" "+k.cmdline())
+		boot, err := b.BootDisk(ctx, g, "Debian "+k.Name, "console=tty0 console=ttyS0 loglevel=6 root=/dev/vdb rw panic=-1 lodge.name="+k.Name+" "+k.cmdline())
 		if err != nil {
 			return nil, err
 		}

@@ -7,13 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 )
 
 // Where GRUB for BIOS machines lies, of package grub-pc-bin.
 const grubDir = "/usr/lib/grub/i386-pc"
 
 // grubModules are what GRUB needs to show a menu and to load a kernel from a disk of our layout.
-var grubModules = [...]string{"biosdisk", "part_msdos", "ext2", "normal", "linux", "minicmd", "echo", "terminal"}
+var grubModules = [...]string{"biosdisk", "part_msdos", "ext2", "normal", "linux", "minicmd", "echo", "terminal", "vga_text"}
 
 // BootDisk builds a disk that a BIOS starts: GRUB in the sectors before the first partition, which has the guest's kernel and
 // its initrd. Its menu has one entry, which starts by itself after two seconds and gives the kernel the command line.
@@ -22,8 +23,9 @@ func (b *Builder) BootDisk(ctx context.Context, g *Guest, title, cmdline string)
 	if err != nil {
 		return "", err
 	}
-	dir, err := b.Result(ctx, "boot-"+title, Key("1", g.Key, versions, cmdline), func(ctx context.Context, dir string) error {
-		menu := "set timeout=2\nmenuentry \"" + title + "\" {\n" +
+	dir, err := b.Result(ctx, "boot-"+strings.ReplaceAll(title, " ", "-"), Key("3", g.Key, versions, cmdline), func(ctx context.Context, dir string) error {
+		// vga_text writes into the card's memory, where the BIOS would take a dozen exits for a character.
+		menu := "terminal_output vga_text\nset timeout=2\nmenuentry \"" + title + "\" {\n" +
 			"  echo \"Loading the kernel ...\"\n  linux /vmlinuz " + cmdline + "\n  initrd /initrd\n}\n"
 		root := filepath.Join(dir, "root")
 		if err := os.MkdirAll(filepath.Join(root, "grub"), 0o755); err != nil {
@@ -75,6 +77,7 @@ func bootSectors(path, core string) error {
 	if len(boot) != sector || len(rest) > bootStart-sector {
 		return fmt.Errorf("boot.img of %d and core.img of %d bytes do not fit before a partition at %d", len(boot), len(rest), bootStart)
 	}
+	clear(boot[table : table+4*16]) // of code for floppy disks
 	entry := boot[table : table+16]
 	entry[0], entry[4] = 0x80, 0x83 // active, Linux
 	binary.LittleEndian.PutUint32(entry[8:], bootStart/sector)
