@@ -187,7 +187,7 @@ func (l *seatLab) testFirmware(ctx context.Context, t *testing.T) {
 	}{
 		{"seabios", func(s textScreen) bool { return s.lit > 200 && s.bars == 0 }}, // a few lines
 		{"grub", func(s textScreen) bool { return s.bars > 10 }},                   // its menu: an entry in inverse video
-		{"linux", func(s textScreen) bool { return s.lit > 3000 && s.bars == 0 }},  // what it has to say of note
+		{"linux", func(s textScreen) bool { return s.same >= 4 }},                  // its log
 	} {
 		until(ctx, t, "the screen of "+stage.name, func() (bool, error) {
 			s := textOf(l.shoot(ctx, t, "boot-"+stage.name))
@@ -203,28 +203,48 @@ func (l *seatLab) testFirmware(ctx context.Context, t *testing.T) {
 type textScreen struct {
 	only bool // there are no other colours than those of text
 	lit  int  // pixels in the colour of text
-	bars int  // rows with a run of such pixels that is as wide as GRUB's menu
+	bars int  // rows of pixels with a run of that colour that is as wide as GRUB's menu
+	same int  // lines that begin with the same character, of those that begin with any: Linux's with "["
 }
 
-// textOf looks at what is below the seat's bar.
+// textOf looks at what is below the seat's bar, where a text mode of 80 by 25 cells of 9 by 16 pixels is in the middle.
 func textOf(img image.Image) textScreen {
-	const menu = 500
+	const menu, columns, lines, width, height = 500, 80, 25, 9, 16
+	at := image.Pt((desk.Width-columns*width)/2, desk.Bar+(desk.Height-lines*height)/2)
 	s := textScreen{only: true}
+	gray := func(x, y int) (uint32, bool) {
+		r, g, b, _ := img.At(x, y).RGBA()
+		return r >> 8, r == g && g == b
+	}
 	for y := desk.Bar; y < img.Bounds().Dy(); y++ {
 		row := 0
 		for x := range img.Bounds().Dx() {
-			r, g, b, _ := img.At(x, y).RGBA()
-			switch {
-			case r == g && g == b && r>>8 == 0xaa:
+			switch level, isGray := gray(x, y); {
+			case isGray && level == 0xaa:
 				s.lit++
 				if row++; row == menu {
 					s.bars++
 				}
 				continue
-			case r != g || g != b || r>>8%0x55 != 0:
+			case !isGray || level%0x55 != 0:
 				s.only = false
 			}
 			row = 0
+		}
+	}
+	first := make(map[[height]byte]int)
+	for line := range lines {
+		var glyph [height]byte
+		for y := range height {
+			for x := range 8 {
+				if level, _ := gray(at.X+x, at.Y+line*height+y); level != 0 {
+					glyph[y] |= 1 << x
+				}
+			}
+		}
+		if glyph != [height]byte{} {
+			first[glyph]++
+			s.same = max(s.same, first[glyph])
 		}
 	}
 	return s

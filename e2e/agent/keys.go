@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,6 +71,37 @@ func follow(f *os.File, lines chan<- string) error {
 			case typ == 0 && code == 3: // SYN_DROPPED
 				return fmt.Errorf("%s: events were lost", f.Name())
 			}
+		}
+	}
+}
+
+// followFile prints what is appended to a file, until it is ended.
+func followFile(_ context.Context, args []string) error {
+	if err := need(args, "PATH"); err != nil {
+		return err
+	}
+	f, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
+	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	if _, err := unix.InotifyAddWatch(watch, args[0], unix.IN_MODIFY); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	for buf := make([]byte, 4096); ; {
+		if _, err := io.Copy(os.Stdout, f); err != nil {
+			return err
+		}
+		if _, err := unix.Read(watch, buf); err != nil {
+			return err
 		}
 	}
 }

@@ -38,6 +38,7 @@ func subcommands() []subcommand {
 		{"screen", "screen: write what the first monitor shows to standard output, as PNG", screen},
 		{"paint", "paint X Y: draw the PNG picture on standard input on the first monitor, behind the desktop's back", paint},
 		{"keys", "keys: print the keys and buttons of all input devices, as CODE VALUE", keys},
+		{"follow", "follow PATH: print what is appended to a file from now on", followFile},
 		{"blink", "blink DURATION: switch a keyboard light on and off as fast as can be, print how often", blink},
 	}
 }
