@@ -182,3 +182,14 @@ func TestAwaitGuests(t *testing.T) {
 		}
 	}
 }
+
+// The pictures' figures can be measured.
+func TestUpdates(t *testing.T) {
+	for _, f := range updates(t.TempDir()) {
+		f.runs = 1
+		r, err := f.measure(t.Context())
+		if err != nil || r.Ours <= 0 || r.Peer != nil && *r.Peer <= 0 {
+			t.Errorf("%s: %+v, %v", f.name, r, err)
+		}
+	}
+}
