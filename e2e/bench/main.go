@@ -35,8 +35,11 @@ func main() {
 // otherSide returns what this process is to do if it was started by another one of this program, to stand for the machines of
 // guests; else nil.
 func otherSide(args []string) func() error {
-	if len(args) == 4 && args[0] == screensCommand {
+	switch {
+	case len(args) == 4 && args[0] == screensCommand:
 		return func() error { return serveScreens(args[1:]) }
+	case len(args) == 2 && args[0] == keyGuestCommand:
+		return func() error { return serveKeyGuest(args[1]) }
 	}
 	return nil
 }
@@ -89,7 +92,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 
 // figures are all that can be measured. guests, which is started when one of them needs it, is the caller's to close.
 func figures(vmm, seat, dir string, guests *pair) []figure {
-	return slices.Concat(processes(vmm, dir), []figure{exits(dir), restore(dir)}, switches(dir), updates(dir), []figure{idle(seat, dir)}, []figure{starts(vmm)}, transfers(guests))
+	return slices.Concat(processes(vmm, dir), []figure{exits(dir), restore(dir)}, switches(dir), []figure{keys(dir)}, updates(dir), []figure{idle(seat, dir)}, []figure{starts(vmm)}, transfers(guests))
 }
 
 func write(file string, results []result) error {

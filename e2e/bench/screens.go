@@ -68,7 +68,7 @@ func startScreens(ctx context.Context, n int, dir string, draw bool) (*screens, 
 }
 
 // start starts this program with args and returns its output. It ends by itself when its input does.
-func (s *screens) start(ctx context.Context, args ...string) (io.Reader, error) {
+func (s *screens) start(ctx context.Context, args ...string) (*os.File, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -82,7 +82,7 @@ func (s *screens) start(ctx context.Context, args ...string) (io.Reader, error) 
 	if err != nil {
 		return nil, err
 	}
-	return out, s.cmd.Start()
+	return out.(*os.File), s.cmd.Start() // it is the end of a pipe
 }
 
 func (s *screens) close() error { return errors.Join(s.in.Close(), s.cmd.Wait()) }

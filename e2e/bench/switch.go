@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/console/compose"
 	"github.com/lodgehv/lodge/console/headless"
@@ -70,7 +67,7 @@ func newSwitching(ctx context.Context, dir string, guests int) (_ *switching, er
 	r.seat, err = seat.New(seatOf(guests, r.dir), seat.Options{
 		OnGuest:    func(string, bool) { there <- struct{}{} },
 		OnSwitched: func(s compose.Switched) { r.done(s) },
-		Log:        slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Log:        slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return nil, errors.Join(err, r.guests.close())
@@ -134,9 +131,7 @@ func (r *switching) next(ctx context.Context) (time.Duration, error) {
 		<-r.switched
 	}
 	key := func(code uint16, v int32) {
-		var ts unix.Timespec
-		_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // it exists
-		r.seat.Input(1, time.Duration(ts.Nano()), []hid.Event{{Type: hid.EVKey, Code: code, Value: v}})
+		r.seat.Input(1, monotonic(), []hid.Event{{Type: hid.EVKey, Code: code, Value: v}})
 	}
 	key(hid.KeyLeftCtrl, 1)
 	key(hid.KeyLeftAlt, 1)
