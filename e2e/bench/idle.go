@@ -21,8 +21,8 @@ const (
 	settleFor = 2 * time.Second
 )
 
-// idle is the figure of how often a seat wakes up when nothing happens: none of its guests draws, nobody types, nobody
-// watches. The bar's clock changes once a minute, which is waited for and does not count.
+// idle is the figure of how often a seat wakes up when nothing happens: none of its guests draws, and one is switched off;
+// nobody types, nobody watches. The bar's clock changes once a minute, which is waited for and does not count.
 func idle(program, dir string) figure {
 	return figure{
 		name: "seat idle, wake-ups", unit: "1/s", goal: goal{value: 0}, runs: 1,
@@ -52,7 +52,7 @@ func startSeat(ctx context.Context, program, dir string) (_ *idleSeat, err error
 		return nil, err
 	}
 	var text strings.Builder
-	for _, g := range seatOf(idleGuests, s.dir).Guests {
+	for _, g := range seatOf(idleGuests+1, s.dir).Guests {
 		fmt.Fprintf(&text, "[[guest]]\nname = %q\ncolor = %q\nslot = %d\ndisplay = %q\n", g.Name, g.Color, g.Slot, g.Display)
 	}
 	file := filepath.Join(s.dir, "seat.toml")
