@@ -127,6 +127,7 @@ func (g *guest) connected(ctx context.Context) error {
 		_ = c.SetMonitor(asked, screenID, m) // a card without monitors to change refuses: its picture is scaled then
 	}
 	r, err := c.Listen(asked, screenID, (*sink)(g), qdisplay.ReceiverConfig{})
+	cancel() // its timer would wake us for nothing
 	if err != nil {
 		return err
 	}
