@@ -11,14 +11,20 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/lodgehv/lodge/internal/uevent"
 )
 
 const (
 	idleGuests = 4
-	// idleFor is how long the seat is looked at, and settleFor how long before that nothing has happened.
-	idleFor   = 10 * time.Second
+	// settleFor is how long before the seat is looked at nothing has happened; a minute's last seconds are let go by.
 	settleFor = 2 * time.Second
+	// quietSeconds are counted, out of idleFor at most.
+	quietSeconds = 10
+	idleFor      = 25 * time.Second
 )
 
 // idle is the figure of how often a seat wakes up when nothing happens: none of its guests draws, and one is switched off;
@@ -96,37 +102,69 @@ func (s *idleSeat) close() error {
 	return errors.Join(s.guests.close(), os.RemoveAll(s.dir))
 }
 
-// wakeups returns how often a thread of the seat has begun to run in a second.
+// wakeups returns how often a thread of the seat has begun to run in a second. Seconds in which the kernel has told of a
+// device, such as KVM of a machine that somebody starts, do not count, nor those after them: the seat had to look at that.
 func (s *idleSeat) wakeups(ctx context.Context) (float64, error) {
-	sleep := func(d time.Duration) error {
-		select {
-		case <-time.After(d):
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	devices, err := uevent.Listen()
+	if err != nil {
+		return 0, err
 	}
-	const need = settleFor + idleFor + time.Second
+	var told atomic.Int64
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			if _, err := devices.Read(); err != nil && !errors.Is(err, uevent.ErrLost) {
+				return // closed
+			}
+			told.Add(1)
+		}
+	})
+	defer wg.Wait()
+	defer devices.Close()
+
+	const need = settleFor + idleFor
 	now := time.Now()
 	wait := settleFor
 	if left := now.Truncate(time.Minute).Add(time.Minute).Sub(now); left < need {
 		wait += left
 	}
-	if err := sleep(wait); err != nil {
+	if err := sleep(ctx, wait); err != nil {
 		return 0, err
 	}
+	var counted, seconds uint64
 	before, err := runs(s.cmd.Process.Pid)
 	if err != nil {
 		return 0, err
 	}
-	if err := sleep(idleFor); err != nil {
-		return 0, err
+	quiet := true
+	for began := time.Now(); seconds < quietSeconds && time.Since(began) < idleFor; {
+		events := told.Load()
+		if err := sleep(ctx, time.Second); err != nil {
+			return 0, err
+		}
+		now, err := runs(s.cmd.Process.Pid)
+		if err != nil {
+			return 0, err
+		}
+		still := told.Load() == events
+		if still && quiet {
+			counted, seconds = counted+now-before, seconds+1
+		}
+		before, quiet = now, still
 	}
-	after, err := runs(s.cmd.Process.Pid)
-	if err != nil {
-		return 0, err
+	if seconds == 0 {
+		return 0, errors.New("there is no second in which the kernel does not tell of devices")
 	}
-	return float64(after-before) / idleFor.Seconds(), nil
+	return float64(counted) / float64(seconds), nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // runs returns how often the threads of a process have been given a processor: the third number of schedstat (Linux,
