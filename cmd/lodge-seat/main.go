@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -15,9 +14,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
-	"github.com/lodgehv/lodge/console/compose"
 	"github.com/lodgehv/lodge/console/seat"
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/console/vt"
@@ -29,6 +26,7 @@ func main() {
 		exit(err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // who reads the events may go: the screen stays
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	exit(err)
@@ -55,7 +53,8 @@ Shows guests on this machine's screens and gives them its keyboards and mice.
   --output drm            all monitors of the first graphics card, and all input devices (the default)
   --output drm:PATH       of another card, such as drm:/dev/dri/card1
   --output rfb:HOST:PORT  no screen: a VNC viewer on this machine looks and types; add ,WIDTHxHEIGHT for another size
-  --events                print what happens as JSON lines: {"event":"guest",…}, "focus", "switched"
+  --events                print what happens as JSON lines: {"event":"guest",…}, "focus", "switched"; "lost" counts
+                          those before it that nobody read in time
 
 SEAT.TOML:
 
@@ -97,7 +96,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	var lights lights
 	opt := seat.Options{OnLEDs: lights.set, Log: slog.New(slog.NewTextHandler(errOut, nil))}
 	if *events {
-		e := &eventLog{out: out}
+		e := newEventLog(out)
+		defer e.close() // when nobody tells anything any more
 		opt.OnFocus, opt.OnGuest, opt.OnSwitched = e.focus, e.guest, e.switched
 	}
 	s, err := seat.New(cfg, opt)
@@ -141,48 +141,3 @@ func (l *lights) connect(to func(hid.LEDs)) {
 	l.to = to
 	to(l.last)
 }
-
-// eventLog prints events as JSON lines, without holding up who tells them: what nobody reads is lost.
-type eventLog struct {
-	mu  sync.Mutex
-	out io.Writer
-}
-
-func (e *eventLog) print(v any) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	_ = json.NewEncoder(e.out).Encode(v)
-}
-
-func (e *eventLog) focus(old, now, why string) {
-	go e.print(struct {
-		Event string    `json:"event"`
-		Time  time.Time `json:"time"`
-		Old   string    `json:"old"`
-		New   string    `json:"new"`
-		Why   string    `json:"why"`
-	}{"focus", time.Now(), old, now, why})
-}
-
-func (e *eventLog) guest(name string, there bool) {
-	e.print(struct {
-		Event string    `json:"event"`
-		Time  time.Time `json:"time"`
-		Guest string    `json:"guest"`
-		There bool      `json:"there"`
-	}{"guest", time.Now(), name, there})
-}
-
-func (e *eventLog) switched(s compose.Switched) {
-	e.print(struct {
-		Event  string    `json:"event"`
-		Time   time.Time `json:"time"`
-		Output string    `json:"output"`
-		Guest  string    `json:"guest"`
-		TookUS float64   `json:"took_us"`
-		Waited float64   `json:"waited_us"`
-		Behind bool      `json:"behind,omitempty"`
-	}{"switched", time.Now(), s.Output, s.Source.Guest().Name, micros(s.Took), micros(s.Waited), s.Behind})
-}
-
-func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

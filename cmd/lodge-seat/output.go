@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,11 +23,13 @@ import (
 // showDRM shows the seat on the monitors of a graphics card, and gives it all input devices, until ctx is done.
 func showDRM(ctx context.Context, s *seat.Seat, path string, lights *lights, log *slog.Logger) error {
 	if path == "" {
-		cards, err := filepath.Glob("/dev/dri/card*")
-		if err != nil || len(cards) == 0 {
+		cards, err := kms.Cards()
+		if err != nil {
+			return err
+		}
+		if len(cards) == 0 {
 			return errors.New("no graphics card in /dev/dri: load its driver, or use --output rfb:127.0.0.1:5900")
 		}
-		slices.Sort(cards)
 		path = cards[0]
 	}
 	card, err := kms.OpenDisplay(path, kms.Options{Log: log})

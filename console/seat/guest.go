@@ -2,10 +2,13 @@ package seat
 
 import (
 	"context"
+	"errors"
 	"image"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/console/compose"
 	"github.com/lodgehv/lodge/console/qdisplay"
@@ -16,7 +19,7 @@ import (
 )
 
 // How long a guest's machine may take to answer, and how long to wait before it is tried again: the delay doubles while
-// nobody is there.
+// nobody is there. When it is at its longest the socket is not tried any more until it appears, if that can be told.
 const (
 	answerLimit = 5 * time.Second
 	minDelay    = 100 * time.Millisecond
@@ -66,14 +69,33 @@ func (g *guest) WantsAbsolute() bool { return g.absolute.Load() }
 // run keeps the connection until ctx is done.
 func (g *guest) run(ctx context.Context) {
 	defer g.source.Close()
+	var there *appearance // nil while its directory does not exist, or cannot be watched
+	defer func() { there.close() }()
 	delay := minDelay
 	for ctx.Err() == nil {
+		if there == nil { // before the socket is tried, so that it cannot appear in between
+			there, _ = watchFor(g.cfg.Display)
+		}
 		began := time.Now()
-		if err := g.connected(ctx); err != nil {
+		err := g.connected(ctx)
+		if err != nil {
 			g.s.opt.Log.Debug("guest's display", "guest", g.cfg.Name, "err", err)
 		}
 		if time.Since(began) > maxDelay {
 			delay = minDelay
+		}
+		nobody := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
+		if there != nil && nobody && delay == maxDelay { // switched off: a seat at rest wakes up for nothing
+			select {
+			case <-ctx.Done():
+			case _, watched := <-there.came:
+				if !watched {
+					there.close()
+					there = nil
+				}
+				delay = minDelay
+			}
+			continue
 		}
 		select {
 		case <-ctx.Done():
@@ -105,6 +127,7 @@ func (g *guest) connected(ctx context.Context) error {
 		_ = c.SetMonitor(asked, screenID, m) // a card without monitors to change refuses: its picture is scaled then
 	}
 	r, err := c.Listen(asked, screenID, (*sink)(g), qdisplay.ReceiverConfig{})
+	cancel() // its timer would wake us for nothing
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,10 @@ import (
 // ownName is what the bar calls Lodge's own console.
 const ownName = "Lodge"
 
+// maxBuffers is how many buffers a screen has at most, so that a seat of very many guests does not use up the memory: 160 MiB
+// at 1920×1080. A switch to a guest without one is a copy.
+const maxBuffers = 20
+
 // Options are what a seat tells, and whom. All may be left out.
 type Options struct {
 	OnLEDs     func(hid.LEDs) // what the real keyboards are to show
@@ -56,7 +60,10 @@ func New(cfg Config, opt Options) (*Seat, error) {
 		opt.Log = slog.Default()
 	}
 	s := &Seat{cfg: cfg, opt: opt}
-	s.Compositor = compose.New(compose.Config{OnSwitch: opt.OnSwitched, Log: opt.Log})
+	s.Compositor = compose.New(compose.Config{
+		// Two for the picture on the screen, one for each other, Lodge's own among them.
+		Buffers: min(len(cfg.Guests)+2, maxBuffers), OnSwitch: opt.OnSwitched, Log: opt.Log,
+	})
 	chords := cfg.Chords.chords()
 	s.hint = title(chords.Attention.String())
 	s.own = newOwnConsole(s)

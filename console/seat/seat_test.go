@@ -298,3 +298,66 @@ func TestBattery(t *testing.T) {
 		t.Errorf("%+v of a machine without batteries", got)
 	}
 }
+
+// A socket's appearance is told, in whatever way it comes; what else happens in its directory is not.
+func TestAppearance(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	path := filepath.Join(dir, "display")
+	if _, err := watchFor(path); err == nil {
+		t.Error("a directory that does not exist is watched")
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a, err := watchFor(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	came := func(what string, do func() error) {
+		t.Helper()
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case _, ok := <-a.came:
+			if !ok {
+				t.Errorf("%s: the watch ends", what)
+			}
+		case <-time.After(30 * time.Second):
+			t.Errorf("%s: is not told", what)
+		}
+	}
+	other := filepath.Join(dir, "other")
+	if err := os.WriteFile(other, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	came("created", func() error { return os.WriteFile(path, nil, 0o600) })
+	if len(a.came) != 0 {
+		t.Error("another file is told, too")
+	}
+	came("its rights change", func() error { return os.Chmod(path, 0o644) })
+	came("moved there", func() error { return os.Rename(other, path) })
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the watch ends with the directory", func() bool {
+		select {
+		case _, ok := <-a.came:
+			return !ok
+		default:
+			return false
+		}
+	})
+}
+
+// A guest that was switched off for so long that nobody tries its socket any more is back when its machine is.
+func TestLongOff(t *testing.T) {
+	r := newRig(t)
+	r.red.off()
+	time.Sleep(2 * maxDelay)
+	r.red.on(t)
+	eventually(t, "it is back", func() bool { return r.guests[0].sender.Load() != nil })
+	r.chord(hid.Key1)
+	r.shows(red)
+}

@@ -144,16 +144,6 @@ func (n *Notebook) QMP(ctx context.Context, command string, args any) (json.RawM
 	return n.qmp.do(ctx, command, args)
 }
 
-// Monitor executes a command of QEMU's human monitor and returns what it prints.
-func (n *Notebook) Monitor(ctx context.Context, line string) (string, error) {
-	r, err := n.QMP(ctx, "human-monitor-command", map[string]string{"command-line": line})
-	if err != nil {
-		return "", err
-	}
-	var s string
-	return s, json.Unmarshal(r, &s)
-}
-
 // WaitEvent waits until QEMU has reported an event ("SUSPEND") more than seen
 // times since the start and returns how often it has.
 func (n *Notebook) WaitEvent(ctx context.Context, event string, seen int) (int, error) {

@@ -3,6 +3,7 @@ package evdev
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,20 @@ func Open(path string) (*Device, error) {
 	}
 	return open(fileNode{f}, path)
 }
+
+// NewStream returns a device whose events come from r as the kernel writes them (struct input_event), for machines without
+// one: benchmarks are run on those too. Nothing is held on it at first, and it can only be read and closed.
+func NewStream(r io.ReadCloser, info *Info) *Device {
+	return &Device{info: info, node: streamNode{r}, told: newState(info)}
+}
+
+// streamNode is a node without a kernel behind it.
+type streamNode struct{ io.ReadCloser }
+
+func (streamNode) Write([]byte) (int, error)          { return 0, unix.ENOTTY }
+func (streamNode) ioctl(uintptr, []byte) (int, error) { return 0, unix.ENOTTY }
+func (streamNode) ioctlInt(uintptr, int) error        { return unix.ENOTTY }
+func (streamNode) setMask(uint16, []byte) error       { return unix.ENOTTY }
 
 func open(n node, path string) (*Device, error) {
 	d := &Device{node: n}
