@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/console/qdisplay/peer"
 	"github.com/lodgehv/lodge/hid"
@@ -264,6 +265,30 @@ func TestMapTruncated(t *testing.T) {
 	part := func(e *peer.Encoder) { e.Int32(1); e.Int32(30); e.Int32(2); e.Int32(2) }
 	if err := call(t, vmm, pathListener, ifaceMap, "UpdateMap", "iiii", part); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Memory that is cut off while we look at it, and sealed only then, is not mapped: reading it would kill us.
+func TestSealedTooLate(t *testing.T) {
+	f, _ := newMemfd(t, 64*64*4, false)
+	s := &display.Surface{Width: 64, Height: 64, Stride: 256, Format: display.XRGB8888}
+	key, sealed, err := identify(f, 0, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK); err != nil {
+		t.Fatal(err)
+	}
+	m, err := newMapping(duplicate(f), key, sealed, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	if m.mem != nil {
+		t.Error("it is mapped")
 	}
 }
 

@@ -297,7 +297,7 @@ func (r *Receiver) scanoutMap(m *peer.Message, d *peer.Decoder) error {
 	if err != nil {
 		return err
 	}
-	key, err := identify(f, offset, s)
+	key, sealed, err := identify(f, offset, s)
 	if err != nil {
 		f.Close()
 		return failf(errInvalid, "shared memory: %v", err)
@@ -317,7 +317,7 @@ func (r *Receiver) scanoutMap(m *peer.Message, d *peer.Decoder) error {
 		r.show(have.surface, have)
 		return nil
 	}
-	mapped, err := newMapping(f, key, s)
+	mapped, err := newMapping(f, key, sealed, s)
 	if err != nil {
 		return failf(errInvalid, "shared memory: %v", err)
 	}
