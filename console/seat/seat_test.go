@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"image/color"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -248,6 +249,54 @@ func TestPosition(t *testing.T) {
 	}
 	if len(got) != 2 {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestPositionPixels has every pixel of the picture pointed at, by a device that tells only the axis that has changed.
+func TestPositionPixels(t *testing.T) {
+	r := newRig(t)
+	r.chord(hid.Key1)
+	r.shows(red)
+	bar := trustbar.Height(r.screen.Mode().Size().Max)
+	left, top := (640-320)/2, bar+(480-bar-200)/2
+	pixel := func(g *guest, batch ...hid.Event) (x, y int) {
+		x, y = -1, -1
+		for _, e := range g.place(batch) {
+			switch e.Code {
+			case hid.AbsX, hid.AbsMTPositionX:
+				x = int(math.Round(float64(e.Value) * 319 / hid.AbsMax))
+			case hid.AbsY, hid.AbsMTPositionY:
+				y = int(math.Round(float64(e.Value) * 199 / hid.AbsMax))
+			}
+		}
+		return x, y
+	}
+	abs := func(code uint16, v, last int) hid.Event {
+		return hid.Event{Type: hid.EVAbs, Code: code, Value: int32(v * hid.AbsMax / last)} // as headless does it
+	}
+	work, home := r.guests[0], r.guests[1]
+	pixel(work, abs(hid.AbsY, top+7, 479))
+	for want := range 320 {
+		if x, y := pixel(work, abs(hid.AbsX, left+want, 639)); x != want || y != 7 {
+			t.Fatalf("pixel %d of row 7 is at %d, %d", want, x, y)
+		}
+		if x, _ := pixel(work, abs(hid.AbsMTPositionX, left+want, 639)); x != want {
+			t.Fatalf("a finger at column %d is at %d", want, x)
+		}
+	}
+	for want := range 200 {
+		if x, y := pixel(work, abs(hid.AbsY, top+want, 479)); x != 319 || y != want {
+			t.Fatalf("pixel %d of the last column is at %d, %d", want, x, y)
+		}
+		if _, y := pixel(work, abs(hid.AbsMTPositionY, top+want, 479)); y != want {
+			t.Fatalf("a finger at row %d is at %d", want, y)
+		}
+	}
+	// The other guest's pointer goes on from there, and not from where it was when that guest was seen last.
+	r.chord(hid.Key2)
+	r.shows(blue)
+	if x, y := pixel(home, abs(hid.AbsX, left+5, 639)); x != 5 || y != 199 {
+		t.Errorf("after a switch the pointer is at %d, %d, want 5, 199", x, y)
 	}
 }
 
