@@ -53,7 +53,14 @@ func (r *Router) key(d *device, e hid.Event) {
 	case e.Value == keyDown && !held:
 		d.held.Set(e.Code, true)
 		r.down[e.Code]++
-		if r.down[e.Code] == 1 {
+		do, ok := r.bound(e.Code)
+		switch {
+		case ok && do == attend: // also if another keyboard holds its key down, perhaps for good
+			r.act(attend)
+		case r.down[e.Code] > 1:
+		case ok:
+			r.act(do)
+		default:
 			r.press(e.Code)
 		}
 	case e.Value == keyUp && held:
@@ -75,17 +82,22 @@ const (
 	keyRepeat = 2
 )
 
-// press is a key that was held nowhere, and now is.
-func (r *Router) press(code uint16) {
-	if modifier(code) == 0 {
-		held := r.modifiers()
-		for i := range r.bindings {
-			if b := &r.bindings[i]; b.Key == code && b.Mods == held {
-				r.act(b.do)
-				return
-			}
+// bound returns what a key is the trigger of, with the modifiers that are held.
+func (r *Router) bound(code uint16) (do action, ok bool) {
+	if modifier(code) != 0 {
+		return 0, false
+	}
+	held := r.modifiers()
+	for i := range r.bindings {
+		if b := &r.bindings[i]; b.Key == code && b.pressed(held) {
+			return b.do, true
 		}
 	}
+	return 0, false
+}
+
+// press is a key that was held nowhere, and now is, and no chord's trigger.
+func (r *Router) press(code uint16) {
 	if isButton(code) && r.pointer != r.focus {
 		r.choose(r.pointer, ByClick)
 	}

@@ -364,6 +364,19 @@ func TestAttention(t *testing.T) {
 			console -leftalt -leftctrl
 			attention
 			focus (console)→a unlocked`},
+		{"another keyboard's key is stuck", "kbd2: +esc \n kbd: +leftctrl,+leftalt,+esc -esc \n kbd2: *esc -esc", `
+			a +esc
+			a +leftctrl +leftalt
+			a -esc -leftalt -leftctrl
+			focus a→(console) attention
+			attention`},
+		{"a modifier is stuck", "kbd2: +rightshift \n kbd: +leftctrl,+leftalt,+esc,-esc,+2", `
+			a +rightshift
+			a +leftctrl +leftalt
+			a -rightshift -leftalt -leftctrl
+			focus a→(console) attention
+			attention
+			console +2`},
 		{"no guest", "remove a \n remove b \n remove c \n remove d \n kbd: +leftctrl,+leftalt,+esc", `
 			focus a→(console) died
 			console +leftctrl +leftalt
