@@ -3,6 +3,7 @@ package seat
 import (
 	"context"
 	"image"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -77,9 +78,11 @@ func (g *guest) run(ctx context.Context) {
 
 // connected connects to the machine, and returns when the connection has ended.
 func (g *guest) connected(ctx context.Context) error {
+	var told told
+	setLEDs := func(leds hid.LEDs) { _ = g.s.Router.SetLEDs(g.cfg.Name, leds) }
 	c, err := qdisplay.Dial(g.cfg.Display, qdisplay.ClientConfig{
-		OnLEDs:     func(_ uint32, leds hid.LEDs) { _ = g.s.Router.SetLEDs(g.cfg.Name, leds) },
-		OnAbsolute: func(_ uint32, abs bool) { g.absolute.Store(abs) },
+		OnLEDs:     func(_ uint32, leds hid.LEDs) { told.news(&told.leds, func() { setLEDs(leds) }) },
+		OnAbsolute: func(_ uint32, abs bool) { told.news(&told.absolute, func() { g.absolute.Store(abs) }) },
 	})
 	if err != nil {
 		return err
@@ -91,7 +94,7 @@ func (g *guest) connected(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g.absolute.Store(info.IsAbsolute)
+	told.answer(&told.absolute, func() { g.absolute.Store(info.IsAbsolute) })
 	g.placard(trustbar.Starting(g.bar), "")
 	if m, ok := g.monitor(); ok {
 		_ = c.SetMonitor(asked, screenID, m) // a card without monitors to change refuses: its picture is scaled then
@@ -106,7 +109,7 @@ func (g *guest) connected(ctx context.Context) error {
 	if err := g.s.Router.Up(g.cfg.Name, g); err != nil {
 		return err
 	}
-	_ = g.s.Router.SetLEDs(g.cfg.Name, info.LEDs)
+	told.answer(&told.leds, func() { setLEDs(info.LEDs) })
 	g.s.arrived(g)
 	g.tell(true)
 	defer g.tell(false)
@@ -124,6 +127,27 @@ func (g *guest) connected(ctx context.Context) error {
 		return r.Err()
 	default:
 		return nil
+	}
+}
+
+// told is what a machine has told by itself since it was connected to: what it answered when it was asked is older.
+type told struct {
+	mu             sync.Mutex
+	leds, absolute bool
+}
+
+func (t *told) news(what *bool, set func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	*what = true
+	set()
+}
+
+func (t *told) answer(what *bool, set func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !*what {
+		set()
 	}
 }
 

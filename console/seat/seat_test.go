@@ -234,6 +234,75 @@ func TestMachineGoesAndComes(t *testing.T) {
 	r.red.typed(t, "a+1", "a-1")
 }
 
+// lit is the input of a machine with lights.
+type lit struct {
+	mu   sync.Mutex
+	leds hid.LEDs
+	tell func(hid.LEDs)
+}
+
+func (*lit) Send([]hid.Event) {}
+
+func (l *lit) LEDs() hid.LEDs {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.leds
+}
+
+func (l *lit) OnLEDs(f func(hid.LEDs)) (stop func()) {
+	l.tell = f
+	return func() {}
+}
+
+func (l *lit) set(leds hid.LEDs) {
+	l.mu.Lock()
+	l.leds = leds
+	l.mu.Unlock()
+	l.tell(leds)
+}
+
+// TestLightsWhileConnecting has a guest turn a light on after its machine was asked for them, and before it can be seen.
+func TestLightsWhileConnecting(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "red"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := &lit{}
+	screen := display.NewScreen(display.Monitor{Connected: true, Width: 64, Height: 48})
+	srv := qdisplay.NewServer(qdisplay.Config{Name: "x", Screens: []*display.Screen{screen}, Input: in})
+	t.Cleanup(func() { _ = srv.Close() })
+	t.Cleanup(screen.OnMonitor(func(display.Monitor) {
+		in.set(hid.LEDCaps)
+		time.Sleep(50 * time.Millisecond) // the seat waits for the answer: it hears of the light first
+	}))
+	go func() { _ = srv.Serve(l) }() // ends with Close
+	cfg, err := Parse("seat.toml", dir, "[[guest]]\nname = \"a\"\ncolor = \"red\"\nslot = 1\ndisplay = \"red\"\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(cfg, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := headless.NewScreen("test", 640, 480)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Add(out); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Run(ctx) })
+	eventually(t, "the guest has the focus", func() bool { return s.Router.Focus() == "a" })
+	if leds := s.Router.LEDs(); leds != hid.LEDCaps {
+		t.Errorf("lights %b, want %b", leds, hid.LEDCaps)
+	}
+	cancel()
+	wg.Wait()
+}
+
 // TestPosition has a device with positions click in the middle of the guest's picture.
 func TestPosition(t *testing.T) {
 	r := newRig(t)
