@@ -101,6 +101,9 @@ func (r *Router) press(code uint16) {
 	if isButton(code) && r.pointer != r.focus {
 		r.choose(r.pointer, ByClick)
 	}
+	if modifier(code) == 0 {
+		r.stay()
+	}
 	r.sent.Set(code, true)
 	r.out = append(r.out, hid.Event{Type: hid.EVKey, Code: code, Value: keyDown})
 }

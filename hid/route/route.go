@@ -220,8 +220,8 @@ func (r *Router) Remove(name string) error {
 }
 
 // Down says that a guest takes no input for now, and why: Died, Slept or Rebooting. If it had the focus, that goes to the
-// one before it; a guest that reboots gets it again when it is Up, unless the user has chosen another meanwhile. A console
-// that the user has called keeps it until it is left.
+// one before it; a guest that reboots gets it again when it is Up, unless the user has chosen another meanwhile, or typed or
+// clicked where the focus was. A console that the user has called keeps it until it is left.
 func (r *Router) Down(name string, why Reason) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

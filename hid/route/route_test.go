@@ -399,13 +399,37 @@ func TestLives(t *testing.T) {
 			focus b→a died`},
 		{"a guest sleeps and wakes", "focus b \n down b slept \n up b", "focus a→b request\n focus b→a slept"},
 		{"all die: guests that were never looked at stay unseen", "down a died", "focus a→(console) died"},
-		{"a guest reboots", "focus b \n down b rebooting \n kbd: +x \n up b \n kbd: -x +y", `
+		{"a guest reboots", "focus b \n down b rebooting \n kbd: +leftshift \n up b \n kbd: -leftshift +y", `
+			focus a→b request
+			focus b→a rebooting
+			a +leftshift
+			a -leftshift
+			focus a→b came back
+			b +y`},
+		{"the user types during a reboot", "focus b \n down b rebooting \n kbd: +x \n up b \n kbd: -x +y \n kbd: -y,+leftctrl,+leftalt,+tab", `
 			focus a→b request
 			focus b→a rebooting
 			a +x
 			a -x
-			focus a→b came back
-			b +y`},
+			a +y
+			a -y +leftctrl +leftalt
+			a -leftalt -leftctrl
+			focus a→b chord`},
+		{"the user clicks during a reboot", "focus b \n down b rebooting \n mouse: +btn_left -btn_left \n up b", `
+			focus a→b request
+			focus b→a rebooting
+			a +btn_left
+			a -btn_left`},
+		{"the user types to the console", "down a rebooting \n kbd: +x -x \n up a \n leave", `
+			focus a→(console) rebooting
+			console +x
+			console -x
+			focus (console)→a request`},
+		{"the user types to unlock", "lock \n kbd: +x -x \n unlock", `
+			focus a→(console) locked
+			console +x
+			console -x
+			focus (console)→a unlocked`},
 		{"the only guest reboots", "down a rebooting \n up a", "focus a→(console) rebooting\n focus (console)→a came back"},
 		{"the user goes elsewhere during a reboot", "focus b \n down b rebooting \n kbd: +leftctrl,+leftalt,+4 \n up b", `
 			focus a→b request
