@@ -292,6 +292,47 @@ func TestSealedTooLate(t *testing.T) {
 	}
 }
 
+// A picture of 64 MiB is taken in bands: whoever draws the screen gets at it meanwhile, and does not wait for all of it.
+func TestLargePictureIsNotLocked(t *testing.T) {
+	const size = 4096
+	from := &display.Surface{Width: size, Height: size, Stride: 4 * size, Pixels: make([]byte, 4*size*size)}
+	to := &display.Surface{Width: size, Height: size, Stride: 4 * size, Pixels: make([]byte, 4*size*size)}
+	for i := range from.Pixels {
+		from.Pixels[i] = 1
+	}
+	f, mem := newMemfd(t, len(from.Pixels), false)
+	copy(mem, from.Pixels)
+	m := &mapping{surface: to, file: f}
+	for name, fill := range map[string]func(){
+		"blit": func() { blit(to, to.Bounds(), from) },
+		"copy": func() {
+			if err := m.copy(to.Bounds()); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		clear(to.Pixels)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			fill()
+		}()
+		between := 0 // looks at a picture of which a part is there
+		for last := byte(0); last == 0; {
+			to.Mu.RLock()
+			last = to.Pixels[len(to.Pixels)-1]
+			if to.Pixels[0] != last {
+				between++
+			}
+			to.Mu.RUnlock()
+		}
+		if between == 0 {
+			t.Errorf("%s has kept the picture locked", name)
+		}
+		<-done
+	}
+}
+
 // A server that sends what is no message ends its receiver, and nothing else.
 func TestReceiverGarbage(t *testing.T) {
 	c, listeners := fakeVMM(t)

@@ -78,20 +78,26 @@ func newMapping(f *os.File, key mapKey, sealed bool, s *display.Surface) (*mappi
 // copy reads a part of the surface. What has been cut off is zero.
 func (m *mapping) copy(r image.Rectangle) error {
 	s := m.surface
-	s.Mu.Lock()
-	defer s.Mu.Unlock()
-	rows, row := r.Dy(), r.Dx()*display.BytesPerPixel
-	if r.Dx() == s.Width { // in one go
-		rows, row = 1, s.Stride*(r.Dy()-1)+row
+	row := r.Dx() * display.BytesPerPixel
+	whole := r.Dx() == s.Width // rows are read together, with what is between them
+	size := row
+	if whole {
+		size = s.Stride
 	}
-	for y := range rows {
-		at := (r.Min.Y+y)*s.Stride + r.Min.X*display.BytesPerPixel
-		to := s.Pixels[at : at+row]
-		n, err := m.file.ReadAt(to, int64(m.key.offset)+int64(at))
-		if err != nil && err != io.EOF {
-			return err
+	for first, end := range bands(s, size, r.Dy()) {
+		n, step := row, 1
+		if whole {
+			n, step = s.Stride*(end-first-1)+row, end-first
 		}
-		clear(to[n:])
+		for y := first; y < end; y += step {
+			at := (r.Min.Y+y)*s.Stride + r.Min.X*display.BytesPerPixel
+			to := s.Pixels[at : at+n]
+			got, err := m.file.ReadAt(to, int64(m.key.offset)+int64(at))
+			if err != nil && err != io.EOF {
+				return err
+			}
+			clear(to[got:])
+		}
 	}
 	return nil
 }
