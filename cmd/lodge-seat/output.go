@@ -113,6 +113,7 @@ func (d *devices) start(ctx context.Context, lights *lights) {
 	done := make(chan struct{})
 	d.done = done
 	e := evdev.NewSeat(evdev.Config{
+		Plugged:   func(id int, k *evdev.Device) { d.seat.Router.Plug(seat.Device(id), k.Held()) },
 		Unplugged: func(id int) { d.seat.Router.Unplug(seat.Device(id)) },
 		Input:     func(id int, at time.Duration, batch []hid.Event) { d.seat.Input(seat.Device(id), at, batch) },
 		Log:       d.log,

@@ -30,6 +30,21 @@ func (r *Router) Input(dev Device, at time.Duration, batch []hid.Event) {
 	r.flush()
 }
 
+// Plug says that a device is there, before its first Input, and which keys are held on it already. Nobody has got their
+// presses, nor will get their releases, but they are the modifiers of chords: who comes back from another terminal by
+// Ctrl+Alt+F2 need not let go before the next chord.
+func (r *Router) Plug(dev Device, held hid.Keys) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.devices[dev] != nil {
+		return
+	}
+	r.devices[dev] = &device{held: held}
+	for code := range held.All() {
+		r.down[code]++
+	}
+}
+
 // Unplug says that a device is gone: what is held on it is released.
 func (r *Router) Unplug(dev Device) {
 	r.mu.Lock()

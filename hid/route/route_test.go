@@ -385,6 +385,31 @@ func TestAttention(t *testing.T) {
 	})
 }
 
+// Keys that are held when a keyboard is plugged in belong to nobody, but to chords.
+func TestPlug(t *testing.T) {
+	s := newSeat(t, Config{})
+	var held hid.Keys
+	for _, code := range []uint16{hid.KeyLeftCtrl, hid.KeyLeftAlt, hid.KeyX} {
+		held.Set(code, true)
+	}
+	s.r.Plug(devices["kbd"], held)
+	s.play("kbd: *x -x +x -x +esc -esc -leftalt +y -leftctrl +z")
+	want := []string{"a +x", "a -x", "focus a→(console) attention", "attention", "console +y", "console +z"}
+	if diff := cmp.Diff(want, s.log); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	// What is unplugged holds nothing, and is not plugged in twice.
+	s.log = nil
+	s.r.Plug(devices["kbd2"], held)
+	s.r.Plug(devices["kbd2"], held)
+	s.r.Unplug(devices["kbd2"])
+	s.play("kbd: -y,-z +esc")
+	want = []string{"console -y -z", "console +esc"}
+	if diff := cmp.Diff(want, s.log); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
 func TestLives(t *testing.T) {
 	run(t, Config{}, []scene{
 		{"a guest dies", "focus b \n focus c \n kbd: +x \n down c died \n kbd: -x +y", `
