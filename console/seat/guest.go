@@ -157,11 +157,11 @@ func (g *guest) tell(there bool) {
 	}
 }
 
-// arrived is called when a guest can be seen: the first one is shown at once.
+// arrived is called when a guest can be seen: the first one is shown at once, unless somebody types in the console.
 func (s *Seat) arrived(g *guest) {
 	s.own.show()
 	if s.own.first.CompareAndSwap(false, true) {
-		_ = s.Router.SetFocus(g.cfg.Name) // it may have gone again
+		_ = s.Router.Offer(g.cfg.Name) // it is a target
 	}
 }
 

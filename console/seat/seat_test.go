@@ -18,6 +18,7 @@ import (
 	"github.com/lodgehv/lodge/console/qdisplay"
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/hid"
+	"github.com/lodgehv/lodge/hid/route"
 	"github.com/lodgehv/lodge/vgpu/display"
 )
 
@@ -301,6 +302,41 @@ func TestLightsWhileConnecting(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+// TestTypingBeforeGuests types in Lodge's console when the first guest comes: it is not shown at once then.
+func TestTypingBeforeGuests(t *testing.T) {
+	for _, typing := range []bool{false, true} {
+		dir := t.TempDir()
+		cfg, err := Parse("seat.toml", dir, "[[guest]]\nname = \"a\"\ncolor = \"red\"\nslot = 1\ndisplay = \"red\"\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		there := make(chan struct{})
+		s, err := New(cfg, Options{OnGuest: func(_ string, is bool) {
+			if is {
+				close(there)
+			}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { s.Run(ctx) })
+		want := "a"
+		if typing {
+			s.Input(1, monotonic(), []hid.Event{{Type: hid.EVKey, Code: hid.KeyX, Value: 1}})
+			want = route.Console
+		}
+		newMachine(t, filepath.Join(dir, "red"), red)
+		<-there
+		if got := s.Router.Focus(); got != want {
+			t.Errorf("typing %v: %s has the focus, want %s", typing, got, want)
+		}
+		cancel()
+		wg.Wait()
+	}
 }
 
 // TestPosition has a device with positions click in the middle of the guest's picture.

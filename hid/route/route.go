@@ -283,6 +283,21 @@ func (r *Router) SetFocus(name string) error {
 	return nil
 }
 
+// Offer gives the focus to a guest that is up, if it is the console's only because nobody else has had it: not if the user has
+// called the console or types there.
+func (r *Router) Offer(name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t, err := r.guest(name)
+	if err != nil {
+		return err
+	}
+	if t.up && r.focus == r.console && !r.atConsole && !r.locked {
+		r.choose(t, ByRequest)
+	}
+	return nil
+}
+
 // LeaveConsole gives the focus back to the guest that had it before the console was called. If there is none, or
 // the router is locked, nothing changes.
 func (r *Router) LeaveConsole() {

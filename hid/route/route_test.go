@@ -385,6 +385,36 @@ func TestAttention(t *testing.T) {
 	})
 }
 
+// A guest that is offered gets the focus when nobody wants it elsewhere.
+func TestOffer(t *testing.T) {
+	for name, tt := range map[string]struct {
+		script string
+		taken  bool
+	}{
+		"nobody has it":       {"", true},
+		"a modifier":          {"kbd: +leftshift -leftshift", true},
+		"typing":              {"kbd: +x -x", false},
+		"the console":         {"kbd: +leftctrl,+leftalt,+esc", false},
+		"locked":              {"lock", false},
+		"it is down":          {"down b died", false},
+		"another guest":       {"focus c", false},
+		"another one, before": {"focus c \n down c died", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSeat(t, Config{})
+			s.must(s.r.Remove("a")) // which has the focus
+			s.play(tt.script)
+			s.must(s.r.Offer("b"))
+			if got := s.r.Focus() == "b"; got != tt.taken {
+				t.Errorf("the focus is with %s", s.r.Focus())
+			}
+		})
+	}
+	if newSeat(t, Config{}).r.Offer("nobody") == nil {
+		t.Error("an unknown guest is taken")
+	}
+}
+
 // Keys that are held when a keyboard is plugged in belong to nobody, but to chords.
 func TestPlug(t *testing.T) {
 	s := newSeat(t, Config{})
