@@ -40,13 +40,13 @@ func showDRM(ctx context.Context, s *seat.Seat, path string, lights *lights, log
 	defer cancel()
 	devices := &devices{seat: s, log: log}
 	console, err := vt.Open(vt.Config{
-		Release: func() { devices.stop(); _ = card.Release() }, // it is ours no more, whatever it says
+		Release: func() { devices.release(); _ = card.Release() }, // it is ours no more, whatever it says
 		Acquire: func() {
 			if err := card.Acquire(); err != nil {
 				log.Error("the graphics card does not come back", "err", err)
 			}
 			s.Refresh()
-			devices.start(ctx, lights)
+			devices.acquire(ctx, lights)
 		},
 		Log: log,
 	})
@@ -77,26 +77,43 @@ func showDRM(ctx context.Context, s *seat.Seat, path string, lights *lights, log
 	return err
 }
 
-// devices are the input devices, grabbed between start and stop.
+// devices are the input devices, grabbed between start and stop, unless the terminal is another's.
 type devices struct {
 	seat *seat.Seat
 	log  *slog.Logger
 
 	mu     sync.Mutex
+	away   bool               // the terminal is another's, perhaps before start
 	cancel context.CancelFunc // nil while stopped
 	done   chan struct{}
+}
+
+// release gives them up with the terminal, acquire takes them back.
+func (d *devices) release() {
+	d.mu.Lock()
+	d.away = true
+	d.mu.Unlock()
+	d.stop()
+}
+
+func (d *devices) acquire(ctx context.Context, lights *lights) {
+	d.mu.Lock()
+	d.away = false
+	d.mu.Unlock()
+	d.start(ctx, lights)
 }
 
 func (d *devices) start(ctx context.Context, lights *lights) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.cancel != nil {
+	if d.cancel != nil || d.away {
 		return
 	}
 	ctx, d.cancel = context.WithCancel(ctx)
 	done := make(chan struct{})
 	d.done = done
 	e := evdev.NewSeat(evdev.Config{
+		Plugged:   func(id int, k *evdev.Device) { d.seat.Router.Plug(seat.Device(id), k.Held()) },
 		Unplugged: func(id int) { d.seat.Router.Unplug(seat.Device(id)) },
 		Input:     func(id int, at time.Duration, batch []hid.Event) { d.seat.Input(seat.Device(id), at, batch) },
 		Log:       d.log,

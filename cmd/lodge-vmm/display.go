@@ -35,7 +35,7 @@ func (r *resources) display(def *definition.Definition, log *slog.Logger) error 
 		return fmt.Errorf("display: %w", err)
 	}
 	in := new(guestinput.Input)
-	screen.Attach(sizer{in})
+	screen.Follow(sizer{in})
 	r.add("input.keyboard", in.Virtio(virtioinput.Keyboard))
 	r.add("input.mouse", in.Virtio(virtioinput.Mouse))
 	r.add("input.tablet", in.Virtio(virtioinput.Tablet))

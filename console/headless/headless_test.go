@@ -169,7 +169,7 @@ func dial(t *testing.T, addr, version string) *viewer {
 	v.expect([]byte("RFB 003.008\n"))
 	v.write([]byte(version + "\n"))
 	switch version {
-	case "RFB 003.003":
+	case "RFB 003.003", "RFB 003.006":
 		v.expect([]byte{0, 0, 0, 1})
 	case "RFB 003.007":
 		v.expect([]byte{1, 1})
@@ -252,7 +252,7 @@ func (v *viewer) update(size int) (rects []rect) {
 
 // TestRFB is a client's visit, in each version.
 func TestRFB(t *testing.T) {
-	for _, version := range []string{"RFB 003.003", "RFB 003.007", "RFB 003.008"} {
+	for _, version := range []string{"RFB 003.003", "RFB 003.006", "RFB 003.007", "RFB 003.008"} {
 		t.Run(version, func(t *testing.T) {
 			s := newScreen(t, 400, 300)
 			v := dial(t, serve(t, &Server{Screen: s, Name: "Lodge"}), version)

@@ -5,6 +5,7 @@ import (
 	"image"
 	"net"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -447,4 +448,25 @@ func TestScale(t *testing.T) {
 	if toAbs(639, 640) != hid.AbsMax || toPixel(hid.AbsMax+5, 640) != 639 || toPixel(-1, 640) != 0 {
 		t.Error("an edge is not at the edge")
 	}
+}
+
+// A server without listeners does not have the device draw.
+func TestNobodyLooks(t *testing.T) {
+	g := newGuest(t)
+	var watched atomic.Bool
+	t.Cleanup(g.screen.OnWatch(watched.Store, func() {}))
+	c := g.client(t, ClientConfig{})
+	if _, err := c.Console(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if watched.Load() {
+		t.Error("the device draws for a client that does not look")
+	}
+	r, err := c.Listen(t.Context(), 0, &shown{}, ReceiverConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the device draws for a listener", watched.Load)
+	r.Close()
+	eventually(t, "it does not any more", func() bool { return !watched.Load() })
 }

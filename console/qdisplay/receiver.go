@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"image"
+	"iter"
 	"net"
 
 	"github.com/lodgehv/lodge/console/qdisplay/peer"
@@ -277,12 +278,28 @@ func (r *Receiver) update(_ *peer.Message, d *peer.Decoder) error {
 
 // blit copies the pixels of from, from their first on, to a part of a surface.
 func blit(to *display.Surface, part image.Rectangle, from *display.Surface) {
-	to.Mu.Lock()
-	defer to.Mu.Unlock()
 	row := part.Dx() * display.BytesPerPixel
-	for y := range part.Dy() {
-		at := (part.Min.Y+y)*to.Stride + part.Min.X*display.BytesPerPixel
-		copy(to.Pixels[at:at+row], from.Pixels[y*from.Stride:])
+	for first, end := range bands(to, row, part.Dy()) {
+		for y := first; y < end; y++ {
+			at := (part.Min.Y+y)*to.Stride + part.Min.X*display.BytesPerPixel
+			copy(to.Pixels[at:at+row], from.Pixels[y*from.Stride:])
+		}
+	}
+}
+
+// bands yields the first row and the end of each band of so many rows, of row bytes, while the surface is locked. Who reads it
+// draws the screens of all guests: it is let in between two bands.
+func bands(s *display.Surface, row, rows int) iter.Seq2[int, int] {
+	return func(yield func(first, end int) bool) {
+		band := max(1, copyBand/row)
+		for first := 0; first < rows; first += band {
+			s.Mu.Lock()
+			more := yield(first, min(first+band, rows))
+			s.Mu.Unlock()
+			if !more {
+				return
+			}
+		}
 	}
 }
 
@@ -297,7 +314,7 @@ func (r *Receiver) scanoutMap(m *peer.Message, d *peer.Decoder) error {
 	if err != nil {
 		return err
 	}
-	key, err := identify(f, offset, s)
+	key, sealed, err := identify(f, offset, s)
 	if err != nil {
 		f.Close()
 		return failf(errInvalid, "shared memory: %v", err)
@@ -317,7 +334,7 @@ func (r *Receiver) scanoutMap(m *peer.Message, d *peer.Decoder) error {
 		r.show(have.surface, have)
 		return nil
 	}
-	mapped, err := newMapping(f, key, s)
+	mapped, err := newMapping(f, key, sealed, s)
 	if err != nil {
 		return failf(errInvalid, "shared memory: %v", err)
 	}

@@ -39,13 +39,6 @@ type guest struct {
 	sender   atomic.Pointer[qdisplay.Sender] // nil while nobody is there
 	absolute atomic.Bool
 	size     atomic.Int64 // of the picture, width<<32 | height
-	at       position     // of the pointer on the screen
-}
-
-// position is where a device with positions was last; devices have goroutines of their own.
-type position struct {
-	mu   sync.Mutex
-	x, y int
 }
 
 func newGuest(s *Seat, cfg Guest, bar trustbar.Guest) *guest {
@@ -107,9 +100,11 @@ func (g *guest) run(ctx context.Context) {
 
 // connected connects to the machine, and returns when the connection has ended.
 func (g *guest) connected(ctx context.Context) error {
+	var told told
+	setLEDs := func(leds hid.LEDs) { _ = g.s.Router.SetLEDs(g.cfg.Name, leds) }
 	c, err := qdisplay.Dial(g.cfg.Display, qdisplay.ClientConfig{
-		OnLEDs:     func(_ uint32, leds hid.LEDs) { _ = g.s.Router.SetLEDs(g.cfg.Name, leds) },
-		OnAbsolute: func(_ uint32, abs bool) { g.absolute.Store(abs) },
+		OnLEDs:     func(_ uint32, leds hid.LEDs) { told.news(&told.leds, func() { setLEDs(leds) }) },
+		OnAbsolute: func(_ uint32, abs bool) { told.news(&told.absolute, func() { g.absolute.Store(abs) }) },
 	})
 	if err != nil {
 		return err
@@ -121,7 +116,7 @@ func (g *guest) connected(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g.absolute.Store(info.IsAbsolute)
+	told.answer(&told.absolute, func() { g.absolute.Store(info.IsAbsolute) })
 	g.placard(trustbar.Starting(g.bar), "")
 	if m, ok := g.monitor(); ok {
 		_ = c.SetMonitor(asked, screenID, m) // a card without monitors to change refuses: its picture is scaled then
@@ -137,7 +132,7 @@ func (g *guest) connected(ctx context.Context) error {
 	if err := g.s.Router.Up(g.cfg.Name, g); err != nil {
 		return err
 	}
-	_ = g.s.Router.SetLEDs(g.cfg.Name, info.LEDs)
+	told.answer(&told.leds, func() { setLEDs(info.LEDs) })
 	g.s.arrived(g)
 	g.tell(true)
 	defer g.tell(false)
@@ -158,17 +153,38 @@ func (g *guest) connected(ctx context.Context) error {
 	}
 }
 
+// told is what a machine has told by itself since it was connected to: what it answered when it was asked is older.
+type told struct {
+	mu             sync.Mutex
+	leds, absolute bool
+}
+
+func (t *told) news(what *bool, set func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	*what = true
+	set()
+}
+
+func (t *told) answer(what *bool, set func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !*what {
+		set()
+	}
+}
+
 func (g *guest) tell(there bool) {
 	if f := g.s.opt.OnGuest; f != nil {
 		f(g.cfg.Name, there)
 	}
 }
 
-// arrived is called when a guest can be seen: the first one is shown at once.
+// arrived is called when a guest can be seen: the first one is shown at once, unless somebody types in the console.
 func (s *Seat) arrived(g *guest) {
 	s.own.show()
 	if s.own.first.CompareAndSwap(false, true) {
-		_ = s.Router.SetFocus(g.cfg.Name) // it may have gone again
+		_ = s.Router.Offer(g.cfg.Name) // it is a target
 	}
 }
 
@@ -197,7 +213,8 @@ func (k *sink) Update(r image.Rectangle) { k.source.Update(r) }
 func (k *sink) Cursor(c *display.Cursor) { k.source.Cursor(c) }
 func (k *sink) MoveCursor(p image.Point) { k.source.MoveCursor(p) }
 
-// place makes positions on the screen positions in the guest's picture.
+// place makes positions on the screen positions in the guest's picture. A device tells only what has changed: the rest is
+// where the pointer was on the screen, whatever guest it was in then.
 func (g *guest) place(batch []hid.Event) []hid.Event {
 	heads := g.s.Heads()
 	size := g.size.Load()
@@ -205,33 +222,38 @@ func (g *guest) place(batch []hid.Event) []hid.Event {
 	if len(heads) == 0 || w < 2 || h < 2 {
 		return batch
 	}
-	screen := heads[0].Output().Mode()
-	var out []hid.Event
-	x, y := -1, -1
+	head, screen := heads[0], heads[0].Output().Mode()
+	picture := func(p image.Point) (x, y int32) {
+		_, p, _ = head.ToGuest(p)
+		return scale(min(max(p.X, 0), w-1), w-1, hid.AbsMax), scale(min(max(p.Y, 0), h-1), h-1, hid.AbsMax)
+	}
+	onScreen := func(v int32, pixels int) int { return int(scale(int(v), hid.AbsMax, pixels-1)) }
+	at := &g.s.at
+	at.mu.Lock()
+	defer at.mu.Unlock()
+	moved := false
+	out := make([]hid.Event, 0, len(batch)+2)
 	for _, e := range batch {
 		switch {
 		case e.Type == hid.EVAbs && e.Code == hid.AbsX:
-			x = int(e.Value) * (screen.Width - 1) / hid.AbsMax
+			at.X, moved = onScreen(e.Value, screen.Width), true
+			continue
 		case e.Type == hid.EVAbs && e.Code == hid.AbsY:
-			y = int(e.Value) * (screen.Height - 1) / hid.AbsMax
-		default:
-			out = append(out, e)
+			at.Y, moved = onScreen(e.Value, screen.Height), true
+			continue
+		case e.Type == hid.EVAbs && e.Code == hid.AbsMTPositionX: // neither axis depends on the other
+			e.Value, _ = picture(image.Pt(onScreen(e.Value, screen.Width), 0))
+		case e.Type == hid.EVAbs && e.Code == hid.AbsMTPositionY:
+			_, e.Value = picture(image.Pt(0, onScreen(e.Value, screen.Height)))
 		}
+		out = append(out, e)
 	}
-	if x < 0 && y < 0 {
-		return batch
+	if moved {
+		x, y := picture(at.Point)
+		out = append(out, hid.Event{Type: hid.EVAbs, Code: hid.AbsX, Value: x}, hid.Event{Type: hid.EVAbs, Code: hid.AbsY, Value: y})
 	}
-	g.at.mu.Lock()
-	defer g.at.mu.Unlock()
-	if x >= 0 {
-		g.at.x = x
-	}
-	if y >= 0 {
-		g.at.y = y
-	}
-	_, p, _ := heads[0].ToGuest(image.Pt(g.at.x, g.at.y))
-	p.X, p.Y = min(max(p.X, 0), w-1), min(max(p.Y, 0), h-1)
-	return append(out,
-		hid.Event{Type: hid.EVAbs, Code: hid.AbsX, Value: int32(p.X * hid.AbsMax / (w - 1))},
-		hid.Event{Type: hid.EVAbs, Code: hid.AbsY, Value: int32(p.Y * hid.AbsMax / (h - 1))})
+	return out
 }
+
+// scale maps v, of 0 to from, to 0 to to, rounded.
+func scale(v, from, to int) int32 { return int32((v*to + from/2) / from) }

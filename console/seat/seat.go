@@ -13,6 +13,7 @@ package seat
 
 import (
 	"context"
+	"image"
 	"log/slog"
 	"strings"
 	"sync"
@@ -52,6 +53,13 @@ type Seat struct {
 	guests []*guest
 	own    *ownConsole
 	hint   string // how to press the attention key
+	at     position
+}
+
+// position is the pixel of the screen where a device with positions was last; devices have goroutines of their own.
+type position struct {
+	mu sync.Mutex
+	image.Point
 }
 
 // New makes a seat of the guests of cfg, which are connected to when it runs.

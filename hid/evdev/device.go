@@ -77,6 +77,17 @@ func (d *Device) prepare(path string) (err error) {
 // Info returns what the device said of itself when it was opened. It is not to be changed.
 func (d *Device) Info() *Info { return d.info }
 
+// Held returns the keys that were held when the device was opened, before the first Read. Buttons are not among them: they
+// may mean other ones to a guest.
+func (d *Device) Held() (held hid.Keys) {
+	for code := range uint16(hid.KeyMax + 1) {
+		if code < hid.BtnMisc || code >= buttonEnd {
+			held.Set(code, d.told.keys.Has(code))
+		}
+	}
+	return held
+}
+
 // Grab takes the device for the caller alone: nothing else on the host gets its events until it is closed. It fails with
 // EBUSY if somebody else has it. Changes between Open and Grab are seen by all; a key that goes down before and up after
 // stays down for the others.

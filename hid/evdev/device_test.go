@@ -124,6 +124,19 @@ func TestLEDs(t *testing.T) {
 	}
 }
 
+func TestHeld(t *testing.T) {
+	f := newFake(t, keyboard)
+	f.now.keys.set(hid.KeyLeftCtrl, true)
+	f.now.keys.set(hid.BtnLeft, true)
+	f.now.keys.set(0x160, true)
+	var want hid.Keys
+	want.Set(hid.KeyLeftCtrl, true)
+	want.Set(0x160, true)
+	if got := f.start(t).Held(); got != want {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
 func TestSwitches(t *testing.T) {
 	f := newFake(t, Info{SW: bitsOf(hid.EVSW, 0, 1)})
 	f.now.sw.set(0, true)

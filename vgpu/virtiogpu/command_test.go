@@ -16,6 +16,22 @@ import (
 	"github.com/lodgehv/lodge/vgpu/display"
 )
 
+// An empty rectangle in the lower right corner of a resource is one, and has no pixel behind it.
+func TestEmptyRectangles(t *testing.T) {
+	c := newCard(t, 1)
+	c.create2D(1, formatB8G8R8X8, 8, 4, 2)
+	c.must(cmdSetScanout, rect{0, 0, 8, 4}, 0, 1)
+	for _, r := range []rect{{8, 4, 0, 0}, {1, 4, 0, 0}, {0, 4, 8, 0}, {8, 0, 0, 4}, {8, 3, 0, 1}} {
+		for _, offset := range []uint64{0, 1 << 40} {
+			c.must(cmdTransferToHost2D, r, offset, 1, 0)
+		}
+		c.flush(1, r)
+	}
+	if d := cmp.Diff([]string{"show 8×4 XR24"}, c.sinks[0].take()); d != "" {
+		t.Error(d)
+	}
+}
+
 // What a guest draws is seen where it says that it has changed, whatever pieces its memory is in.
 func TestShow(t *testing.T) {
 	const w, h = 96, 40
