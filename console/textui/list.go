@@ -31,8 +31,8 @@ type column struct {
 	text  func(a *App, g *Guest) (string, tcell.Style)
 }
 
-// nameWidth is how many columns a name has at least and at most.
-const nameWidth, maxNameWidth = 16, 40
+// nameWidth is how many columns names have at least, if there is room.
+const nameWidth = 16
 
 func unstyled(f func(*Guest) string) func(*App, *Guest) (string, tcell.Style) {
 	return func(_ *App, g *Guest) (string, tcell.Style) { return f(g), plain }
@@ -108,7 +108,11 @@ func (l *listView) draw(a *App, r area) {
 			name -= c.width + 1
 		}
 	}
-	name = min(max(name, nameWidth), maxNameWidth)
+	longest := nameWidth
+	for i := range a.guests {
+		longest = max(longest, width(Line(a.guests[i].Name)))
+	}
+	name = max(min(name, longest), 1)
 	l.at = max(a.index(), 0)
 	rows := area{r.x, r.y + 1, r.w, r.h - 2} // the last is for the note
 	l.top = scroll(l.top, l.at, rows.h, len(a.guests))

@@ -58,7 +58,7 @@ func (s *Screen) Resize(size image.Point) error {
 	if err != nil {
 		return fmt.Errorf("console: %w", err)
 	}
-	columns, rows := max(size.X/font.cell.X, 1), max(size.Y/font.cell.Y, 1)
+	columns, rows := size.X/font.cell.X, size.Y/font.cell.Y
 	s.size, s.font, s.surface = size, font, f
 	s.origin = image.Pt((size.X-columns*font.cell.X)/2, (size.Y-rows*font.cell.Y)/2)
 	s.cells.Resize(columns, rows)
@@ -135,8 +135,9 @@ func (s *Screen) paint() (changed []image.Rectangle) {
 			width = min(max(width, 1), columns-x)
 			if s.cells.Dirty(x, y) {
 				row = row.Union(s.cell(x, y, width, text, style))
-				for i := range width {
-					s.cells.SetDirty(x+i, y, false)
+				s.cells.SetDirty(x, y, false)
+				for i := 1; i < width; i++ {
+					s.cells.SetDirty(x+i, y, true) // it is drawn over, and drawn when nothing wide is there any more
 				}
 			}
 			x += width
@@ -197,10 +198,15 @@ func blend(a, b color.RGBA, alpha uint8) color.RGBA {
 
 // fill paints a rectangle of a surface.
 func fill(s *display.Surface, r image.Rectangle, c color.RGBA) {
-	for y := r.Min.Y; y < r.Max.Y; y++ {
-		for x := r.Min.X; x < r.Max.X; x++ {
-			set(s, x, y, c)
-		}
+	if r.Empty() {
+		return
+	}
+	for x := r.Min.X; x < r.Max.X; x++ {
+		set(s, x, r.Min.Y, c)
+	}
+	first := s.Pixels[r.Min.Y*s.Stride:][4*r.Min.X : 4*r.Max.X]
+	for y := r.Min.Y + 1; y < r.Max.Y; y++ {
+		copy(s.Pixels[y*s.Stride+4*r.Min.X:], first)
 	}
 }
 
