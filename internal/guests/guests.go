@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lodgehv/lodge/console/seat"
 	"github.com/lodgehv/lodge/console/textui"
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
@@ -42,6 +43,15 @@ type Guest struct {
 	Color      string
 	Slot       int
 	Definition string // file; "" is none: it cannot be managed then
+}
+
+// FromSeat returns the guests of a seat, and the seat's control socket.
+func FromSeat(s seat.Config) Config {
+	c := Config{Seat: s.Control}
+	for _, k := range s.Guests {
+		c.Guests = append(c.Guests, Guest{k.Name, k.Color, k.Slot, k.Definition})
+	}
+	return c
 }
 
 // Guests are the guests of a Config. The methods may be called by any goroutine.
@@ -93,13 +103,13 @@ func (g *Guests) Guests(ctx context.Context) ([]textui.Guest, error) {
 	for i, k := range g.cfg.Guests {
 		wg.Go(func() { list[i] = g.look(ctx, k.Name) })
 	}
-	var seat seatctl.Status
+	var onSeat seatctl.Status
 	if g.cfg.Seat != "" {
-		wg.Go(func() { seat, _ = seatctl.Look(ctx, g.cfg.Seat) }) // without one, nobody is on screen
+		wg.Go(func() { onSeat, _ = seatctl.Look(ctx, g.cfg.Seat) }) // without one, nobody is on screen
 	}
 	wg.Wait()
 	for i := range list {
-		list[i].OnScreen = list[i].Name == seat.Focus
+		list[i].OnScreen = list[i].Name == onSeat.Focus
 	}
 	return list, nil
 }
