@@ -1,7 +1,7 @@
 package hid
 
-// US returns the characters of a key on a US keyboard, without and with Shift; of a letter's key Caps Lock exchanges them. A key of the
-// keypad has the one that it has with Num Lock. It returns false for keys without characters.
+// US returns the characters of a key on a US keyboard, without and with Shift; of a letter's key Caps Lock exchanges them. A key
+// of the keypad has the one that it has with Num Lock. It returns false for keys without characters.
 func US(code uint16) (plain, shifted rune, ok bool) {
 	for _, r := range usRows {
 		if code < r.first || int(code-r.first) >= len(r.plain) {

@@ -51,8 +51,10 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (status int)
 		}
 	}()
 	var c cli
-	parser, err := kong.New(&c, kong.Name("lodge"), kong.Description("Lodge runs several systems on one notebook. This is its user's tool."),
-		kong.Writers(out, errOut), kong.Exit(func(code int) { panic(leave(code)) }), kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+	parser, err := kong.New(&c,
+		kong.Name("lodge"), kong.Description("Lodge runs several systems on one notebook. This is its user's tool."),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.Writers(out, errOut), kong.Exit(func(code int) { panic(leave(code)) }),
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(out, (*io.Writer)(nil)))
 	if err != nil {
 		fmt.Fprintln(errOut, "lodge:", err)
@@ -103,7 +105,6 @@ func (c *completionCommand) Run(parser *kong.Kong, out io.Writer) error {
 // manCommand is the command "man".
 type manCommand struct{}
 
-//go:embed manual.tmpl
 var manual string
 
 // Run prints the manual page, in man(7) format.

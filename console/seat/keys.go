@@ -9,8 +9,8 @@ import (
 // keyboard makes of the events of a US keyboard what a terminal's program reads.
 type keyboard struct{ held hid.Keys }
 
-// event returns the key that e is, nil if it is none. Keys that move repeat, and others do not: what is held a moment too long is not meant
-// twice.
+// event returns the key that e is, nil if it is none. Keys that move repeat, and others do not: what is held a moment too long
+// is not meant twice.
 func (k *keyboard) event(e hid.Event) *tcell.EventKey {
 	if e.Type != hid.EVKey {
 		return nil

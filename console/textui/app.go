@@ -243,7 +243,8 @@ func (a *App) say(bad bool, format string, args ...any) {
 
 // do carries out a command.
 func (a *App) do(guest string, c Command) {
-	if j := a.jobs[guest]; j != nil && (c != ForceOff || j.command == ForceOff) { // which helps where another does not come to an end
+	// Force helps where another command does not come to an end.
+	if j := a.jobs[guest]; j != nil && (c != ForceOff || j.command == ForceOff) {
 		a.say(true, "%s: %s is under way: wait for it", guest, j.command)
 		return
 	} else if j != nil {

@@ -14,9 +14,9 @@ const (
 	tabWidth = 8
 )
 
-// Line returns s as it may stand on the screen: one line, without control and format characters (which could command the terminal, or
-// reorder the line) and without combining marks (which could pile up beyond it). What is not UTF-8 becomes U+FFFD; tabs become
-// spaces. Of the sequences that command terminals (ECMA-48) nothing is left, their letters neither.
+// Line returns s as it may stand on the screen: one line, without control and format characters (which could command the
+// terminal, or reorder the line) and without combining marks (which could pile up beyond it). What is not UTF-8 becomes U+FFFD;
+// tabs become spaces. Of the sequences that command terminals (ECMA-48) nothing is left, their letters neither.
 func Line(s string) string { return strings.TrimRight(clean(s), " ") }
 
 // clean does what Line does, save for spaces at the end.
@@ -56,8 +56,8 @@ func clean(s string) string {
 	return b.String()
 }
 
-// sequence returns the length of the control sequence or control string that s begins with (ECMA-48 §5.4, §5.6), in the 7-bit form;
-// 0 if there is none. One that does not end is the rest of s.
+// sequence returns the length of the control sequence or control string that s begins with (ECMA-48 §5.4, §5.6), in the 7-bit
+// form; 0 if there is none. One that does not end is the rest of s.
 func sequence(s string) int {
 	if len(s) < 2 || s[0] != 0x1b {
 		return 0
@@ -99,8 +99,8 @@ func sequence(s string) int {
 	return 1
 }
 
-// Lines returns the lines of a log, each as Line makes it. Of a log that begins within a line, as the end of a file does, cut drops
-// that part.
+// Lines returns the lines of a log, each as Line makes it. Of a log that begins within a line, as the end of a file does, cut
+// drops that part.
 func Lines(log []byte, cut bool) []string {
 	text := string(log)
 	if cut {

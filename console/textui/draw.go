@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gdamore/tcell/v3"
+	"github.com/gdamore/tcell/v3/color"
 )
 
 // The styles. Each means something without colours too: by bold or reverse, or because the words say it.
@@ -14,7 +15,7 @@ var (
 	bold     = plain.Bold(true)
 	quiet    = plain.Dim(true)
 	reversed = plain.Reverse(true)
-	alarming = bold.Foreground(tcell.ColorRed)
+	alarming = bold.Foreground(color.Red)
 )
 
 // area is a part of the screen: columns from x, rows from y.
@@ -23,8 +24,8 @@ type area struct{ x, y, w, h int }
 // minWidth and minHeight are the smallest screen on which there is anything to see, in characters.
 const minWidth, minHeight = 24, 8
 
-// put writes s at a place, up to columns of it, and returns where it ends. All that is written goes through here, and is cleaned here
-// if it was not before.
+// put writes s at a place, up to columns of it, and returns where it ends. All that is written goes through here, and is cleaned
+// here if it was not before.
 func (a *App) put(x, y, columns int, s string, style tcell.Style) int {
 	for s = fit(clean(s), columns); s != ""; {
 		rest, n := a.scr.Put(x, y, s, style)

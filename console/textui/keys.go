@@ -178,11 +178,12 @@ func (a *App) askStop(g *Guest) {
 	}
 	d := &dialog{title: "Stop " + Line(name) + "?"}
 	if PowerButton.possible(g.State) {
-		d.text = []string{"Its power button asks it to shut down. By force is as pulling the plug:", "what it has not written to its disks is lost."}
+		d.text = []string{"Its power button asks it to shut down. By force is as pulling the plug:"}
 		d.choices = append(d.choices, choice{"b", "Power button", func(a *App) { a.do(name, PowerButton) }})
 	} else {
-		d.text = []string{"It is " + g.State.String() + ": only force stops it now, as pulling the plug:", "what it has not written to its disks is lost."}
+		d.text = []string{"It is " + g.State.String() + ": only force stops it now, as pulling the plug:"}
 	}
+	d.text = append(d.text, "what it has not written to its disks is lost.")
 	d.choices = append(d.choices, choice{"f", "Force off", func(a *App) { a.do(name, ForceOff) }})
 	a.dialog = d
 }
@@ -199,7 +200,10 @@ func (a *App) guestHints() (h []hint) {
 	for _, k := range []struct {
 		c         Command
 		key, does string
-	}{{Start, "s", "Start"}, {ForceOff, "x", "Stop"}, {Pause, "p", "Pause"}, {Resume, "p", "Resume"}, {Save, "v", "Save"}, {Discard, "d", "Discard"}} {
+	}{
+		{Start, "s", "Start"}, {ForceOff, "x", "Stop"}, {Pause, "p", "Pause"}, {Resume, "p", "Resume"}, {Save, "v", "Save"},
+		{Discard, "d", "Discard"},
+	} {
 		if k.c.possible(g.State) {
 			h = append(h, hint{k.key, k.does})
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/gdamore/tcell/v3"
+	"github.com/gdamore/tcell/v3/color"
 )
 
 // listView is the list of guests.
@@ -67,7 +68,7 @@ func state(a *App, g *Guest) (string, tcell.Style) {
 	style := plain
 	switch g.State {
 	case Running:
-		style = style.Foreground(tcell.ColorGreen)
+		style = style.Foreground(color.Green)
 	case Hung, Unknown:
 		style = alarming
 	case Paused, Starting, Saving:
@@ -80,9 +81,9 @@ func state(a *App, g *Guest) (string, tcell.Style) {
 
 // colorStyle writes the name of a guest's colour in it, as far as a terminal has such colours and they can be read.
 func colorStyle(name string) tcell.Style {
-	c := map[string]tcell.Color{
-		"red": tcell.ColorRed, "orange": tcell.ColorOrange, "yellow": tcell.ColorYellow, "green": tcell.ColorGreen,
-		"blue": tcell.ColorDodgerBlue, "purple": tcell.ColorMediumPurple, "grey": tcell.ColorGray,
+	c := map[string]color.Color{
+		"red": color.Red, "orange": color.Orange, "yellow": color.Yellow, "green": color.Green,
+		"blue": color.DodgerBlue, "purple": color.MediumPurple, "grey": color.Gray,
 	}
 	if v, ok := c[name]; ok {
 		return plain.Foreground(v)

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// System is what the console manages. Its methods are called by any goroutine, several at a time. They may wait, and end with their
-// context.
+// System is what the console manages. Its methods are called by any goroutine, several at a time. They may wait, and end with
+// their context.
 type System interface {
 	// Guests returns the guests in the order in which to list them.
 	Guests(ctx context.Context) ([]Guest, error)

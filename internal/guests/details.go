@@ -60,7 +60,9 @@ func (g *Guests) Details(ctx context.Context, name string) (textui.Details, erro
 	d := textui.Details{Sections: []textui.Section{
 		{Title: "Machine", Facts: g.machine(ctx, def)},
 		{Title: "Devices", Facts: devices(def)},
-		{Title: "Files", Facts: []textui.Fact{{Name: "definition", Text: file}, {Name: "control", Text: def.Control}, {Name: "saved state", Text: savedText(file)}}},
+		{Title: "Files", Facts: []textui.Fact{
+			{Name: "definition", Text: file}, {Name: "control", Text: def.Control}, {Name: "saved state", Text: savedText(file)},
+		}},
 	}}
 	for _, l := range logs(file, def) {
 		d.Logs = append(d.Logs, l.name)
@@ -79,7 +81,8 @@ func savedText(file string) string {
 // machine tells of the board, and of the process if there is one.
 func (g *Guests) machine(ctx context.Context, def *definition.Definition) []textui.Fact {
 	facts := []textui.Fact{
-		{Name: "name", Text: def.Name}, {Name: "uuid", Text: def.UUID}, {Name: "CPUs", Text: fmt.Sprint(def.CPUs)}, {Name: "memory", Text: def.Memory.String()},
+		{Name: "name", Text: def.Name}, {Name: "uuid", Text: def.UUID},
+		{Name: "CPUs", Text: fmt.Sprint(def.CPUs)}, {Name: "memory", Text: def.Memory.String()},
 	}
 	switch b := def.Boot; {
 	case b.Firmware != "":

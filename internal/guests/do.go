@@ -28,7 +28,8 @@ const (
 	askEvery   = 30 * time.Millisecond
 )
 
-// maxLog is how large the log of a machine gets before it is begun anew when the guest is started, in bytes. One older file is kept.
+// maxLog is how large the log of a machine gets before it is begun anew when the guest is started, in bytes. One older file is
+// kept.
 const maxLog = 4 << 20
 
 // Switch implements textui.System.
@@ -122,8 +123,8 @@ func force(ctx context.Context, def *definition.Definition) error {
 	return gone(ctx, def)
 }
 
-// kill kills the process that serves a control socket. That is still the same once we have a handle of it (pidfd_open(2)): a number may be
-// given to another process meanwhile.
+// kill kills the process that serves a control socket. That is still the same once we have a handle of it (pidfd_open(2)): a
+// number may be given to another process meanwhile.
 func kill(ctx context.Context, path string) error {
 	peer := func() (int, error) {
 		c, err := dial(ctx, path)
@@ -154,8 +155,8 @@ func kill(ctx context.Context, path string) error {
 	return nil
 }
 
-// start runs a guest's machine, from its saved state if there is one, and returns when it answers. The machine outlives us. A saved state
-// is used once: afterwards the disks have moved on.
+// start runs a guest's machine, from its saved state if there is one, and returns when it answers. The machine outlives us. A
+// saved state is used once: afterwards the disks have moved on.
 func (g *Guests) start(ctx context.Context, name, file string, def *definition.Definition) error {
 	if _, _, err := ask(ctx, def.Control); !errors.Is(err, errNotRunning) {
 		return errors.New("it is running already")

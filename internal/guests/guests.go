@@ -1,9 +1,9 @@
-// Package guests lists, starts and commands guests that files describe, without a manager that runs all the time: each has a definition
-// (hypervisor/definition), and while it runs a process of its own, lodge-vmm, with a control socket (hypervisor/control). It is the
-// System of a console (console/textui).
+// Package guests lists, starts and commands guests that files describe, without a manager that runs all the time: each has a
+// definition (hypervisor/definition), and while it runs a process of its own, lodge-vmm, with a control socket
+// (hypervisor/control). It is the System of a console (console/textui).
 //
-// The machines are not trusted: what they answer is bounded, they are not waited for beyond their time, and what they cost is asked of
-// the kernel.
+// The machines are not trusted: what they answer is bounded, they are not waited for beyond their time, and what they cost is
+// asked of the kernel.
 package guests
 
 import (

@@ -58,7 +58,7 @@ func fakeMachine(args []string) error {
 		}
 	}
 	if sid, err := getsid(); err != nil || sid != os.Getpid() {
-		return fmt.Errorf("session %d, %v: it would end with the console", sid, err)
+		return fmt.Errorf("session %d, %w: it would end with the console", sid, err)
 	}
 	l, err := control.Listen(def.Control)
 	if err != nil {
@@ -91,7 +91,7 @@ func fakeMachine(args []string) error {
 				Stop bool
 			}
 			if err := c.Params(&p); err != nil || !p.Stop {
-				return nil, fmt.Errorf("%+v, %v", p, err)
+				return nil, fmt.Errorf("%+v, %w", p, err)
 			}
 			c.Progress(1, 2)
 			time.Sleep(20 * time.Millisecond) // for the progress to be told

@@ -15,8 +15,8 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/legacy"
 )
 
-// A real machine is started, paused, saved, restored and switched off. Its program writes to its serial port, and powers off when its
-// power button is pressed.
+// A real machine is started, paused, saved, restored and switched off. Its program writes to its serial port, and powers off
+// when its power button is pressed.
 func TestMachine(t *testing.T) {
 	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err != nil {
 		t.Skip("needs /dev/kvm")

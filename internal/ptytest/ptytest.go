@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Open returns both ends of a new terminal (pty(7)), which are closed when the test ends: what a person has before them, and what programs
-// have.
+// Open returns both ends of a new terminal (pty(7)), which are closed when the test ends: what a person has before them, and
+// what programs have.
 func Open(t *testing.T) (host, terminal *os.File) {
 	t.Helper()
 	host, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)

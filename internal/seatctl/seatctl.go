@@ -1,5 +1,5 @@
-// Package seatctl is the control socket of lodge-seat, both ends of it: JSON lines as hypervisor/control has them. docs/seat.md lists
-// the methods.
+// Package seatctl is the control socket of lodge-seat, both ends of it: JSON lines as hypervisor/control has them. docs/seat.md
+// lists the methods.
 package seatctl
 
 import (

@@ -1,5 +1,5 @@
-// Package fbscreen is a screen of characters that is drawn into a picture: where Lodge's console is on the seat's own monitors and no
-// terminal is there to draw it. It is a textui.Screen, and shows its picture to a display.Sink.
+// Package fbscreen is a screen of characters that is drawn into a picture: where Lodge's console is on the seat's own monitors
+// and no terminal is there to draw it. It is a textui.Screen, and shows its picture to a display.Sink.
 package fbscreen
 
 import (
@@ -39,8 +39,8 @@ type Screen struct {
 // New returns a screen of no size, which shows nothing until it is resized.
 func New(to display.Sink) *Screen { return &Screen{to: to, events: make(chan tcell.Event, queueSize)} }
 
-// Resize makes the picture one of the given size in pixels. It chooses the characters' size, so that 80×25 of them have room if that
-// is possible, and more on a large screen.
+// Resize makes the picture one of the given size in pixels. It chooses the characters' size, so that 80×25 of them have room if
+// that is possible, and more on a large screen.
 func (s *Screen) Resize(size image.Point) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
