@@ -114,7 +114,7 @@ func eventually(t *testing.T, what string, f func() error) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not yet: %s: %v", what, err)
 		}
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // to look costs as much as to draw
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -110,6 +111,10 @@ func (g *Guests) Guests(ctx context.Context) ([]textui.Guest, error) {
 	wg.Wait()
 	for i := range list {
 		list[i].OnScreen = list[i].Name == onSeat.Focus
+		there := slices.ContainsFunc(onSeat.Guests, func(k seatctl.Guest) bool { return k.There && k.Name == list[i].Name })
+		if list[i].State == textui.Unknown && there { // the seat sees what cannot be managed here
+			list[i].State = textui.Running
+		}
 	}
 	return list, nil
 }

@@ -364,7 +364,8 @@ func TestHostileMachine(t *testing.T) {
 func TestSeat(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "seat.sock")
-	g := New(Config{Seat: path, Guests: []Guest{{Name: "a", Definition: define(t, dir, "a", "", "")}, {Name: "b", Definition: define(t, dir, "b", "", "")}}})
+	g := New(Config{Seat: path, Guests: []Guest{{Name: "a", Definition: define(t, dir, "a", "", "")}, {Name: "b", Definition: define(t, dir, "b", "", "")},
+		{Name: "other"}}})
 	if err := g.Switch(t.Context(), "b"); !errors.Is(err, seatctl.ErrNone) {
 		t.Errorf("%v", err)
 	}
@@ -382,7 +383,7 @@ func TestSeat(t *testing.T) {
 		}
 	}()
 	defer func() { cancel(); <-done }()
-	if list, err := g.Guests(t.Context()); err != nil || !list[0].OnScreen || list[1].OnScreen {
+	if list, err := g.Guests(t.Context()); err != nil || !list[0].OnScreen || list[1].OnScreen || list[2].State != textui.Running {
 		t.Errorf("%+v, %v", list, err)
 	}
 	if err := g.Switch(t.Context(), "b"); err != nil {
@@ -411,7 +412,7 @@ func (s *fakeSeat) SetFocus(name string) error {
 	return nil
 }
 
-func (s *fakeSeat) Each(f func(string, int, bool)) { f("a", 1, true) }
+func (s *fakeSeat) Each(f func(string, int, bool)) { f("a", 1, true); f("other", 0, true) }
 
 func TestLogs(t *testing.T) {
 	dir := t.TempDir()

@@ -23,7 +23,7 @@ const (
 )
 
 // Of Go Mono, in ems: the width of a character, and the height of a row.
-const advance, leading = 0.6, 1.2
+const advance, leading = 0.6, 1.16
 
 // maxGlyphs bounds the glyphs that are remembered: names and logs may have any.
 const maxGlyphs = 1024
@@ -57,10 +57,9 @@ func newFont(screen image.Point) (*font, error) {
 			return nil, fmt.Errorf("font: %w", err)
 		}
 	}
-	f.cell = image.Pt(width, max(int(em*leading), 1))
-	// The row's height has the ascent, the descent, and what is left above and below.
 	m := f.faces[0].Metrics()
-	f.base = (f.cell.Y+m.Ascent.Round()-m.Descent.Round())/2 + 1
+	f.cell = image.Pt(width, max((m.Ascent+m.Descent).Round(), 1)) // as high as lines are, so that those have no gaps
+	f.base = m.Ascent.Round()
 	return f, nil
 }
 
