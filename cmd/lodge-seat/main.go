@@ -19,6 +19,7 @@ import (
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/console/vt"
 	"github.com/lodgehv/lodge/hid"
+	"github.com/lodgehv/lodge/internal/guests"
 )
 
 func main() {
@@ -58,12 +59,15 @@ Shows guests on this machine's screens and gives them its keyboards and mice.
 
 SEAT.TOML:
 
+  control = "seat.ctl"     # a socket by which lodge console switches here, may be left out
+
   [[guest]]
   name = "work"            # as the bar shows it
   label = "the company's"  # a few words, may be left out
   color = "blue"           # %s
   slot = 1                 # 1 to 9, for Ctrl+Alt+1 to 9; 0 is none
   display = "work.sock"    # the [display] path of the guest's definition
+  definition = "work.toml" # that; Lodge's console starts and commands it then, may be left out
 
   [chords]                 # those that are to be others
   attention = "ctrl+alt+esc"
@@ -94,7 +98,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		return err
 	}
 	var lights lights
-	opt := seat.Options{OnLEDs: lights.set, Log: slog.New(slog.NewTextHandler(errOut, nil))}
+	managed := guests.FromSeat(cfg)
+	managed.Seat = "" // which we are
+	opt := seat.Options{OnLEDs: lights.set, Manager: guests.New(managed), Log: slog.New(slog.NewTextHandler(errOut, nil))}
 	if *events {
 		e := newEventLog(out)
 		defer e.close() // when nobody tells anything any more
@@ -110,6 +116,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	defer wg.Wait()
 	defer cancel(nil)
 	wg.Go(func() { s.Run(ctx) })
+	if err := serveControl(ctx, &wg, cfg.Control, s, opt.Log); err != nil {
+		return err
+	}
 	kind, where, _ := strings.Cut(*output, ":")
 	switch kind {
 	case "drm":

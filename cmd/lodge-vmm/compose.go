@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/boot"
+	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/kvm"
 	"github.com/lodgehv/lodge/hypervisor/legacy"
@@ -207,7 +208,7 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 		})
 	}
 	if c := def.Console; c != nil {
-		l, err := listen(c.Path)
+		l, err := control.Listen(c.Path)
 		if err != nil {
 			return fmt.Errorf("console: %w", err)
 		}
@@ -228,7 +229,7 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 		})
 	}
 	if v := def.Vsock; v != nil {
-		l, err := listen(v.Path)
+		l, err := control.Listen(v.Path)
 		if err != nil {
 			return fmt.Errorf("vsock: %w", err)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/lodgehv/lodge/console/qdisplay"
 	guestinput "github.com/lodgehv/lodge/hid/guest"
 	"github.com/lodgehv/lodge/hid/virtioinput"
+	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
@@ -43,7 +44,7 @@ func (r *resources) display(def *definition.Definition, log *slog.Logger) error 
 		func(ready func()) machine.PS2Device { return in.PS2Keyboard(ready) },
 		func(ready func()) machine.PS2Device { return in.PS2Mouse(ready) },
 	}
-	l, err := listen(d.Path)
+	l, err := control.Listen(d.Path)
 	if err != nil {
 		return fmt.Errorf("display: %w", err)
 	}

@@ -47,7 +47,7 @@ func commands() []command {
 		{"nmi", "GUEST", "send a guest a non-maskable interrupt", simple("nmi")},
 		{"quit", "GUEST", "switch a guest off, as by pulling the plug", simple("quit")},
 		{"extract-kernel", "BZIMAGE VMLINUX", "unpack a kernel image: it then starts several times faster", extractKernel},
-		{"completion", "bash | zsh | fish", "print shell completion", completion},
+		{"completion", "bash | zsh | fish", "print shell completion", completions},
 		{"man", "", "print the manual page", manual},
 	}
 }

@@ -141,7 +141,7 @@ func serve(
 		background("serial port", func() error { return port.serve(ctx, g) })
 	}
 	if def.Control != "" {
-		l, err := listen(def.Control)
+		l, err := control.Listen(def.Control)
 		if err != nil {
 			return err
 		}

@@ -144,7 +144,7 @@ func (g *guest) connected(ctx context.Context) error {
 	_ = g.s.Router.Down(g.cfg.Name, route.Rebooting) // it gets the focus again if it comes back
 	g.sender.Store(nil)
 	g.placard(trustbar.Stopped(g.bar, g.s.hint), "switched off")
-	g.s.own.show()
+	g.s.own.changed()
 	select {
 	case <-r.Done():
 		return r.Err()
@@ -182,7 +182,7 @@ func (g *guest) tell(there bool) {
 
 // arrived is called when a guest can be seen: the first one is shown at once, unless somebody types in the console.
 func (s *Seat) arrived(g *guest) {
-	s.own.show()
+	s.own.changed()
 	if s.own.first.CompareAndSwap(false, true) {
 		_ = s.Router.Offer(g.cfg.Name) // it is a target
 	}

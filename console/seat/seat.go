@@ -22,6 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/console/compose"
+	"github.com/lodgehv/lodge/console/output"
+	"github.com/lodgehv/lodge/console/textui"
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/hid"
 	"github.com/lodgehv/lodge/hid/route"
@@ -40,6 +42,7 @@ type Options struct {
 	OnFocus    func(old, now, why string)
 	OnGuest    func(name string, there bool) // a guest's machine is there, or gone
 	OnSwitched func(compose.Switched)        // after each switch, from the goroutine of an output
+	Manager    textui.System                 // starts and commands the guests of whom it tells; Switch is not called
 	Log        *slog.Logger
 }
 
@@ -93,7 +96,6 @@ func New(cfg Config, opt Options) (*Seat, error) {
 		}
 		s.guests = append(s.guests, k)
 	}
-	s.own.show()
 	s.Switch(s.own.source)
 	return s, nil
 }
@@ -127,6 +129,36 @@ func (s *Seat) Run(ctx context.Context) {
 	wg.Wait()
 }
 
+// Add makes an output show what the others do; see compose.Compositor.
+func (s *Seat) Add(out output.Output) (*compose.Head, error) {
+	h, err := s.Compositor.Add(out)
+	s.own.fit()
+	return h, err
+}
+
+// Focus returns the name of the guest that has screen and keyboard, "Lodge" if it is the seat's own console.
+func (s *Seat) Focus() string {
+	if name := s.Router.Focus(); name != route.Console {
+		return name
+	}
+	return ownName
+}
+
+// SetFocus gives screen and keyboard to a guest that is there, or to the seat's own console, "Lodge".
+func (s *Seat) SetFocus(name string) error {
+	if name == ownName {
+		name = route.Console
+	}
+	return s.Router.SetFocus(name)
+}
+
+// Each calls f for each guest, in the order of the configuration; there says whether it has a picture.
+func (s *Seat) Each(f func(name string, slot int, there bool)) {
+	for _, g := range s.guests {
+		f(g.cfg.Name, g.cfg.Slot, g.sender.Load() != nil)
+	}
+}
+
 // Device numbers a source of input; evdev's are from 1 up.
 type Device = route.Device
 
@@ -148,6 +180,7 @@ func (s *Seat) toGuest(batch []hid.Event) []hid.Event {
 
 // focused is called with the router locked.
 func (s *Seat) focused(c route.Change) {
+	s.own.focused(c.New == route.Console)
 	s.Switch(s.sourceOf(c.New))
 	if s.opt.OnFocus != nil {
 		s.opt.OnFocus(c.Old, c.New, c.Why.String())

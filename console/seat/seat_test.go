@@ -16,6 +16,7 @@ import (
 
 	"github.com/lodgehv/lodge/console/headless"
 	"github.com/lodgehv/lodge/console/qdisplay"
+	"github.com/lodgehv/lodge/console/textui"
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/hid"
 	"github.com/lodgehv/lodge/hid/route"
@@ -120,7 +121,10 @@ var (
 	blue = color.RGBA{0, 0, 200, 255}
 )
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T) *rig { return newManagedRig(t, nil) }
+
+func newManagedRig(t *testing.T, manager textui.System) *rig {
+	t.Helper()
 	dir := t.TempDir()
 	r := &rig{t: t, red: newMachine(t, filepath.Join(dir, "red"), red), blue: newMachine(t, filepath.Join(dir, "blue"), blue)}
 	cfg, err := Parse("seat.toml", dir, `
@@ -139,7 +143,7 @@ display = "blue"
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Seat, err = New(cfg, Options{}); err != nil {
+	if r.Seat, err = New(cfg, Options{Manager: manager}); err != nil {
 		t.Fatal(err)
 	}
 	if r.screen, err = headless.NewScreen("test", 640, 480); err != nil {
@@ -419,6 +423,7 @@ func TestParseErrors(t *testing.T) {
 		{good + strings.Replace(good, `"a"`, `"b"`, 1), `slot 1 is also guest "a"'s`},
 		{good + "[chords]\nleft = \"ctrl+nokey\"\n", "seat.toml:7"},
 		{"x", "seat.toml:1"},
+		{"control = \"/" + strings.Repeat("x", 107) + "\"\n" + good, "the path has 108 bytes"},
 	} {
 		if _, err := Parse("seat.toml", "/", c.text); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: %v, want %q", c.text, err, c.want)
@@ -426,6 +431,13 @@ func TestParseErrors(t *testing.T) {
 	}
 	cfg, err := Parse("seat.toml", "/run", good+"[chords]\nattention = \"ctrl+alt+delete\"\n")
 	if err != nil || cfg.Guests[0].Display != "/run/a.sock" || cfg.Chords.chords().Attention.Key != hid.KeyDelete {
+		t.Errorf("%+v, %v", cfg, err)
+	}
+	if cfg.Control != "" || cfg.Guests[0].Definition != "" {
+		t.Errorf("%+v", cfg)
+	}
+	cfg, err = Parse("seat.toml", "/run", "control = \"seat.sock\"\n"+good+"definition = \"a.toml\"\n")
+	if err != nil || cfg.Control != "/run/seat.sock" || cfg.Guests[0].Definition != "/run/a.toml" {
 		t.Errorf("%+v, %v", cfg, err)
 	}
 }
