@@ -208,7 +208,8 @@ func (l *seatLab) testFalseBar(ctx context.Context, t *testing.T) {
 		t.Fatal("the bars of both guests are the same: see bar-home.png and bar-work.png")
 	}
 	m := l.guests[desktops[home].Name]
-	if err := m.Paint(ctx, workBar, image.Point{}); err != nil {
+	painter, err := m.Paint(workBar, image.Point{}, limit)
+	if err != nil {
 		t.Fatal(err)
 	}
 	until(ctx, t, "the false bar below the real one", func() (bool, error) {
@@ -222,6 +223,9 @@ func (l *seatLab) testFalseBar(ctx context.Context, t *testing.T) {
 		}
 		return true, nil
 	})
+	if err := painter.Kill(); err != nil {
+		t.Error(err)
+	}
 }
 
 func barOf(img image.Image) *image.RGBA {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -31,24 +32,36 @@ func screen(_ context.Context, args []string) error {
 	return e.Encode(os.Stdout, fb.copy())
 }
 
-// paint draws the PNG picture on standard input over the desktop, behind its back.
-func paint(_ context.Context, args []string) error {
-	if err := need(args, "X", "Y"); err != nil {
+// paint draws the PNG picture on standard input over the desktop, behind its back, for a while: whatever the desktop draws
+// there, and whichever of its buffers it shows, the picture comes back.
+func paint(ctx context.Context, args []string) error {
+	if err := need(args, "X", "Y", "DURATION"); err != nil {
 		return err
 	}
 	x, errX := strconv.Atoi(args[0])
 	y, errY := strconv.Atoi(args[1])
+	d, errD := time.ParseDuration(args[2])
 	img, errPNG := png.Decode(os.Stdin)
-	if err := errors.Join(errX, errY, errPNG); err != nil {
+	if err := errors.Join(errX, errY, errD, errPNG); err != nil {
 		return err
 	}
-	fb, err := openFramebuffer()
-	if err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		fb, err := openFramebuffer()
+		if err != nil {
+			return err
+		}
+		fb.draw(img, image.Pt(x, y))
+		fb.close()
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
 	}
-	defer fb.close()
-	fb.draw(img, image.Pt(x, y))
-	return nil
 }
 
 // DRM's requests and structures, of linux/drm.h and linux/drm_mode.h.
@@ -144,7 +157,7 @@ func (f *framebuffer) ioctl(name string, request uintptr, arg unsafe.Pointer) er
 }
 
 func (f *framebuffer) close() {
-	_ = unix.Munmap(f.pixels) // the program ends
+	_ = unix.Munmap(f.pixels) // it was mapped
 	_ = f.card.Close()
 }
 

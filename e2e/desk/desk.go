@@ -199,17 +199,13 @@ func (m *Machine) Screen(ctx context.Context) (image.Image, error) {
 	return png.Decode(strings.NewReader(r.Stdout))
 }
 
-// Paint draws a picture on the guest's screen, behind the back of its desktop.
-func (m *Machine) Paint(ctx context.Context, img image.Image, at image.Point) error {
+// Paint draws a picture on the guest's screen for a while, behind the back of its desktop. It does not wait for the end.
+func (m *Machine) Paint(img image.Image, at image.Point, d time.Duration) (*rpc.Process, error) {
 	var b bytes.Buffer
 	if err := png.Encode(&b, img); err != nil {
-		return err
+		return nil, err
 	}
-	r, err := m.Agent.Do(ctx, rpc.Cmd{Args: []string{rpc.Self, "paint", fmt.Sprint(at.X), fmt.Sprint(at.Y)}, Stdin: &b})
-	if err == nil {
-		err = r.Check("agent paint")
-	}
-	return err
+	return m.Agent.Start(rpc.Cmd{Args: []string{rpc.Self, "paint", fmt.Sprint(at.X), fmt.Sprint(at.Y), d.String()}, Stdin: &b})
 }
 
 // Typed returns what was typed in the guest's terminal, of which it gets lines.
