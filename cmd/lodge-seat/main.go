@@ -55,7 +55,7 @@ Shows guests on this machine's screens and gives them its keyboards and mice.
   --output drm            all monitors of the first graphics card, and all input devices (the default)
   --output drm:PATH       of another card, such as drm:/dev/dri/card1
   --output rfb:HOST:PORT  no screen: a VNC viewer on this machine looks and types; add ,WIDTHxHEIGHT for another size
-  --events                print what happens as JSON lines: {"event":"guest",…}, "focus", "switched"
+  --events                print what happens as JSON lines: {"event":"guest",…}, "focus", "switched", "monitor"
 
 SEAT.TOML:
 
@@ -65,6 +65,16 @@ SEAT.TOML:
   color = "blue"           # %s
   slot = 1                 # 1 to 9, for Ctrl+Alt+1 to 9; 0 is none
   display = "work.sock"    # the [display] path of the guest's definition
+
+  [monitors]               # if there are several; may be left out
+  show = "one each"        # each further monitor a guest of its own; or "mirror", the default: all the same guest
+  file = "monitors.json"   # remembers by their EDIDs what monitors show; if left out, until the end only
+
+  [[monitor]]              # one that is to be used otherwise
+  id = "DEL-a0b1-00000001" # as --events prints it
+  guest = "work"           # that it always shows, as long as there is another monitor
+  width = 1920             # of its mode; the preferred one if left out
+  height = 1080
 
   [chords]                 # those that are to be others
   attention = "ctrl+alt+esc"
@@ -98,7 +108,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	opt := seat.Options{OnLEDs: lights.set, Log: slog.New(slog.NewTextHandler(errOut, nil))}
 	if *events {
 		e := &eventLog{out: out}
-		opt.OnFocus, opt.OnGuest, opt.OnSwitched = e.focus, e.guest, e.switched
+		opt.OnFocus, opt.OnGuest, opt.OnSwitched, opt.OnMonitor = e.focus, e.guest, e.switched, e.monitor
 	}
 	s, err := seat.New(cfg, opt)
 	if err != nil {
@@ -183,6 +193,17 @@ func (e *eventLog) switched(s compose.Switched) {
 		Waited float64   `json:"waited_us"`
 		Behind bool      `json:"behind,omitempty"`
 	}{"switched", time.Now(), s.Output, s.Source.Guest().Name, micros(s.Took), micros(s.Waited), s.Behind})
+}
+
+func (e *eventLog) monitor(m seat.MonitorState) {
+	e.print(struct {
+		Event   string    `json:"event"`
+		Time    time.Time `json:"time"`
+		Output  string    `json:"output"`
+		Monitor string    `json:"monitor"`
+		Guest   string    `json:"guest"`
+		There   bool      `json:"there"`
+	}{"monitor", time.Now(), m.Output, m.Monitor, m.Guest, m.There})
 }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

@@ -56,13 +56,8 @@ func showDRM(ctx context.Context, s *seat.Seat, path string, lights *lights, log
 	devices.start(ctx, lights)
 	var heads sync.WaitGroup
 	err = card.Run(ctx, func(screen *kms.Screen) {
-		head, err := s.Add(screen)
-		if err != nil {
-			log.Error("a monitor cannot be used", "output", screen.Info().Name, "err", err)
-			return
-		}
 		heads.Go(func() {
-			if err := head.Run(ctx); err != nil {
+			if err := s.Show(ctx, screen); err != nil {
 				log.Error("monitor", "output", screen.Info().Name, "err", err)
 			}
 		})
@@ -141,15 +136,11 @@ func showRFB(ctx context.Context, s *seat.Seat, where string, log *slog.Logger) 
 	if err != nil {
 		return fmt.Errorf("--output rfb: %w", err)
 	}
-	head, err := s.Add(screen)
-	if err != nil {
-		return errors.Join(err, l.Close())
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := head.Run(ctx); err != nil {
+		if err := s.Show(ctx, screen); err != nil {
 			log.Error("screen", "err", err)
 		}
 	})

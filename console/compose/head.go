@@ -115,6 +115,9 @@ func (h *Head) setup() error {
 // Output returns what the head shows its picture on. Only its Info may be asked.
 func (h *Head) Output() output.Output { return h.out }
 
+// Size returns the size of the screen, in pixels.
+func (h *Head) Size() image.Point { return *h.size.Load() }
+
 // GuestSize returns the size of the picture that fills the screen below the bar.
 func (h *Head) GuestSize() image.Point { return GuestSize(*h.size.Load()) }
 

@@ -13,6 +13,7 @@ package seat
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -35,6 +36,7 @@ type Options struct {
 	OnFocus    func(old, now, why string)
 	OnGuest    func(name string, there bool) // a guest's machine is there, or gone
 	OnSwitched func(compose.Switched)        // after each switch, from the goroutine of an output
+	OnMonitor  func(MonitorState)            // a monitor is there, shows another guest, or is gone
 	Log        *slog.Logger
 }
 
@@ -43,11 +45,12 @@ type Seat struct {
 	*compose.Compositor
 	Router *route.Router
 
-	cfg    Config
-	opt    Options
-	guests []*guest
-	own    *ownConsole
-	hint   string // how to press the attention key
+	cfg      Config
+	opt      Options
+	guests   []*guest
+	own      *ownConsole
+	monitors *monitors
+	hint     string // how to press the attention key
 }
 
 // New makes a seat of the guests of cfg, which are connected to when it runs.
@@ -61,6 +64,9 @@ func New(cfg Config, opt Options) (*Seat, error) {
 	s.hint = title(chords.Attention.String())
 	s.own = newOwnConsole(s)
 	var err error
+	if s.monitors, err = newMonitors(s); err != nil {
+		return nil, fmt.Errorf("seat: %w", err)
+	}
 	s.Router, err = route.New(route.Config{
 		Console: s.own, Chords: chords, OnFocus: s.focused, OnLEDs: opt.OnLEDs, Now: monotonic,
 	})
@@ -122,9 +128,9 @@ func (s *Seat) Input(dev Device, at time.Duration, batch []hid.Event) {
 
 // toGuest makes positions on the screen positions in the picture of the guest that is shown.
 func (s *Seat) toGuest(batch []hid.Event) []hid.Event {
-	shown := s.Shown()
+	input := s.InputTo()
 	for _, g := range s.guests {
-		if g.source == shown {
+		if g.source == input {
 			return g.place(batch)
 		}
 	}
@@ -141,10 +147,18 @@ func (s *Seat) focused(c route.Change) {
 
 // sourceOf returns a target's picture.
 func (s *Seat) sourceOf(name string) *compose.Source {
-	for _, g := range s.guests {
-		if g.cfg.Name == name {
-			return g.source
-		}
+	if g := s.guest(name); g != nil {
+		return g.source
 	}
 	return s.own.source
+}
+
+// guest returns the guest of that name, or nil.
+func (s *Seat) guest(name string) *guest {
+	for _, g := range s.guests {
+		if g.cfg.Name == name {
+			return g
+		}
+	}
+	return nil
 }

@@ -265,6 +265,11 @@ func TestParseErrors(t *testing.T) {
 		{good + strings.Replace(good, `"a"`, `"b"`, 1), `slot 1 is also guest "a"'s`},
 		{good + "[chords]\nleft = \"ctrl+nokey\"\n", "seat.toml:7"},
 		{"x", "seat.toml:1"},
+		{good + "[monitors]\nshow = \"all\"\n", `show = "all": one of "mirror" and "one each"`},
+		{good + "[[monitor]]\nguest = \"a\"\n", "monitor: set id"},
+		{good + "[[monitor]]\nid = \"m\"\nguest = \"b\"\n", `monitor "m": guest "b"`},
+		{good + "[[monitor]]\nid = \"m\"\nwidth = 3\n", "both width and height"},
+		{good + "[[monitor]]\nid = \"m\"\n[[monitor]]\nid = \"m\"\n", `two monitors are called "m"`},
 	} {
 		if _, err := Parse("seat.toml", "/", c.text); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: %v, want %q", c.text, err, c.want)
