@@ -447,8 +447,8 @@ func (h *Head) drawPicture(k *slot, l look, ptr pointer, whole bool) bool {
 	h.drawing = k.src
 	k.valid = false
 	if snap.surface != nil {
-		snap.surface.Mu.RLock()
-		defer snap.surface.Mu.RUnlock()
+		snap.surface.BeginRead()
+		defer snap.surface.EndRead()
 	}
 	if !h.painter.paint(&h.todo) {
 		return false
