@@ -115,6 +115,10 @@ func newMonitorRig(t *testing.T) *monitorRig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.display.Close() }) // its error is the notebook's end
+	// QEMU takes no notice of what it believes to be so already: that there is nothing at the first output.
+	if err := r.display.SetMonitor(ctx, 0, testMonitors[0]); err != nil {
+		t.Fatal(err)
+	}
 	return r
 }
 
@@ -233,14 +237,18 @@ func (r *monitorRig) startSeat(ctx context.Context, t *testing.T, show string) {
 	}
 }
 
-// plug plugs a monitor of 1024×768 or 800×600 pixels into an output of the notebook, or unplugs it, and waits until the seat
-// knows.
+// testMonitors are what can be plugged into the notebook's outputs.
+var testMonitors = [2]display.Monitor{
+	{Connected: true, Width: 1024, Height: 768, WidthMM: 300, HeightMM: 225},
+	{Connected: true, Width: 800, Height: 600, WidthMM: 250, HeightMM: 180},
+}
+
+// plug plugs a monitor into an output of the notebook, or unplugs it, and waits until the seat knows.
 func (r *monitorRig) plug(ctx context.Context, t *testing.T, head int, there bool) {
 	t.Helper()
-	m := display.Monitor{Connected: there}
+	var m display.Monitor
 	if there {
-		m = []display.Monitor{{Connected: true, Width: 1024, Height: 768, WidthMM: 300, HeightMM: 225},
-			{Connected: true, Width: 800, Height: 600, WidthMM: 250, HeightMM: 180}}[head]
+		m = testMonitors[head]
 	}
 	seen := r.seat.seen()
 	if err := r.display.SetMonitor(ctx, uint32(head), m); err != nil {
