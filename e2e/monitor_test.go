@@ -58,6 +58,7 @@ func TestMonitors(t *testing.T) {
 		{"remembered", (*monitorRig).testRemembered},
 		{"first unplugged", (*monitorRig).testFirst},
 		{"keyboard unplugged", (*monitorRig).testKeyboard},
+		{"dmabuf", (*monitorRig).testDMABuf},
 		{"mirror", (*monitorRig).testMirror},
 	} {
 		ok := t.Run(s.name, func(t *testing.T) {
@@ -320,9 +321,17 @@ func (r *monitorRig) typed(ctx context.Context, t *testing.T, guest int, key str
 	}
 }
 
+// launch starts a guest.
+func (r *monitorRig) launch(t *testing.T, i int, flags ...string) {
+	t.Helper()
+	k := pictures[i]
+	args := append([]string{"/tools/bin/picture"}, flags...)
+	r.guests[i] = r.start(t, append(args, k.name, fmt.Sprintf("%02x%02x%02x", k.rgb.R, k.rgb.G, k.rgb.B), "/run/"+k.name+".display")...)
+}
+
 func (r *monitorRig) testOne(ctx context.Context, t *testing.T) {
-	for i, k := range pictures {
-		r.guests[i] = r.start(t, "/tools/bin/picture", k.name, fmt.Sprintf("%02x%02x%02x", k.rgb.R, k.rgb.G, k.rgb.B), "/run/"+k.name+".display")
+	for i := range pictures {
+		r.launch(t, i)
 	}
 	r.startSeat(ctx, t, "one each")
 	r.press(ctx, t, "ctrl", "alt", "2")
@@ -405,6 +414,27 @@ func (r *monitorRig) testKeyboard(ctx context.Context, t *testing.T) {
 		r.guests[0].await(ctx, t, seen, `"+w"`, `"-w"`) // no key sticks
 		r.typed(ctx, t, 0, "r")                         // on the other keyboard
 	}
+}
+
+// testDMABuf has a guest show memory that drivers share. The seat maps it: the notebook's card cannot import it.
+func (r *monitorRig) testDMABuf(ctx context.Context, t *testing.T) {
+	const maps = "cat /proc/$(pidof lodge-seat)/maps | grep -c dmabuf || true"
+	if n, err := r.nb.Shell(ctx, "modprobe vgem && "+maps); err != nil || n != "0" {
+		t.Fatalf("%s dmabufs are mapped before: %v", n, err)
+	}
+	k := pictures[1]
+	if err := r.guests[1].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-r.guests[1].Done()
+	seen := r.seat.seen()
+	r.launch(t, 1, "--dmabuf")
+	r.seat.await(ctx, t, seen, fmt.Sprintf(`"guest":%q,"there":true`, k.name))
+	until(ctx, t, "a dmabuf is mapped", func() (bool, error) {
+		n, err := r.nb.Shell(ctx, maps)
+		return n != "0", err
+	})
+	r.shows(ctx, t, 1, 1, "dmabuf")
 }
 
 func (r *monitorRig) testMirror(ctx context.Context, t *testing.T) {

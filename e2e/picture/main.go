@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"image/color"
 	"net"
@@ -30,14 +31,26 @@ func main() {
 	}
 }
 
-// run serves a screen: the arguments are the name, the colour as RRGGBB, and the socket.
+// run serves a screen: the arguments are the name, the colour as RRGGBB, and the socket. With --dmabuf the picture is in memory
+// that drivers share.
 func run(ctx context.Context, args []string) error {
+	var buffers *vgem
+	if len(args) > 0 && args[0] == "--dmabuf" {
+		var err error
+		if buffers, err = openVGEM(); err != nil {
+			return err
+		}
+		args = args[1:]
+	}
 	if len(args) != 3 {
-		return fmt.Errorf("usage: picture NAME RRGGBB SOCKET")
+		return errors.New("usage: picture [--dmabuf] NAME RRGGBB SOCKET")
 	}
 	var c color.RGBA
 	if _, err := fmt.Sscanf(args[1], "%02x%02x%02x", &c.R, &c.G, &c.B); err != nil {
 		return fmt.Errorf("colour %q: %w", args[1], err)
+	}
+	if err := os.Remove(args[2]); err != nil && !errors.Is(err, os.ErrNotExist) { // of one that was killed
+		return err
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: args[2], Net: "unix"})
 	if err != nil {
@@ -64,9 +77,16 @@ func run(ctx context.Context, args []string) error {
 		}
 	})
 	for m := screen.Monitor(); ; {
-		if err := paint(screen, m, c); err != nil {
+		s, err := surface(m, buffers)
+		if err != nil {
 			return err
 		}
+		for y := range s.Height {
+			for x := range s.Width {
+				copy(s.Pixels[y*s.Stride+x*display.BytesPerPixel:], []byte{c.B, c.G, c.R, 0xff})
+			}
+		}
+		screen.Scanout(s)
 		say(line{Size: fmt.Sprintf("%dx%d", m.Width, m.Height)})
 		select {
 		case m = <-resized:
@@ -76,29 +96,26 @@ func run(ctx context.Context, args []string) error {
 	}
 }
 
-// paint shows a surface of one colour.
-func paint(screen *display.Screen, m display.Monitor, c color.RGBA) error {
+// surface returns a surface as large as a monitor, in shared memory or, if there are buffers, in a dmabuf.
+func surface(m display.Monitor, buffers *vgem) (*display.Surface, error) {
+	if buffers != nil {
+		return buffers.surface(m.Width, m.Height)
+	}
 	s := &display.Surface{Width: m.Width, Height: m.Height, Stride: m.Width * display.BytesPerPixel, Format: display.XRGB8888}
 	fd, err := unix.MemfdCreate("picture", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.File = os.NewFile(uintptr(fd), "picture") // the collector closes it, when the surface is no more
-	if err := unix.Ftruncate(fd, int64(s.Stride*s.Height)); err != nil {
-		return err
+	size := s.Stride * s.Height
+	if err := unix.Ftruncate(fd, int64(size)); err != nil {
+		return nil, err
 	}
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW); err != nil {
-		return err
+		return nil, err
 	}
-	s.Pixels = make([]byte, s.Stride*s.Height)
-	for at := 0; at < len(s.Pixels); at += display.BytesPerPixel {
-		copy(s.Pixels[at:], []byte{c.B, c.G, c.R, 0xff})
-	}
-	if _, err := s.File.WriteAt(s.Pixels, 0); err != nil {
-		return err
-	}
-	screen.Scanout(s)
-	return nil
+	s.Pixels, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	return s, err
 }
 
 // line is what is printed: a key, or a size of the picture.
