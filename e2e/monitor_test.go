@@ -67,8 +67,10 @@ func TestMonitors(t *testing.T) {
 			s.run(r, ctx, t)
 		})
 		if !ok {
-			if r.seat != nil {
-				t.Logf("the seat says:\n%s", r.seat.text())
+			for _, o := range []*output{r.seat, r.guests[0], r.guests[1]} {
+				if o != nil {
+					t.Logf("%s says:\n%s", o.name, o.text())
+				}
 			}
 			t.FailNow()
 		}
@@ -126,6 +128,7 @@ func newMonitorRig(t *testing.T) *monitorRig {
 // output is a process in the notebook with the lines that it prints.
 type output struct {
 	*rpc.Process
+	name  string
 	mu    sync.Mutex
 	lines []string
 	told  chan struct{} // closed and replaced at each line
@@ -134,7 +137,7 @@ type output struct {
 func (r *monitorRig) start(t *testing.T, args ...string) *output {
 	t.Helper()
 	out, in := io.Pipe()
-	o := &output{told: make(chan struct{})}
+	o := &output{name: filepath.Base(args[0]), told: make(chan struct{})}
 	var err error
 	if o.Process, err = r.nb.Start(rpc.Cmd{Args: args, Stdout: in, Stderr: in}); err != nil {
 		t.Fatal(err)
@@ -418,7 +421,7 @@ func (r *monitorRig) testKeyboard(ctx context.Context, t *testing.T) {
 
 // testDMABuf has a guest show memory that drivers share. The seat maps it: the notebook's card cannot import it.
 func (r *monitorRig) testDMABuf(ctx context.Context, t *testing.T) {
-	const maps = "cat /proc/$(pidof lodge-seat)/maps | grep -c dmabuf || true"
+	const maps = "for p in $(pidof lodge-seat); do cat /proc/$p/maps; done | grep -c dmabuf || true" // the guardian too
 	if n, err := r.nb.Shell(ctx, "modprobe vgem && "+maps); err != nil || n != "0" {
 		t.Fatalf("%s dmabufs are mapped before: %v", n, err)
 	}
