@@ -2,6 +2,7 @@ package kms
 
 import (
 	"image"
+	"log/slog"
 	"os"
 	"testing"
 
@@ -21,7 +22,8 @@ func TestVKMS(t *testing.T) {
 		t.Skip("needs vkms with overlays and /dev/udmabuf")
 	}
 	defer maker.Close()
-	d, err := newDisplay(card, Options{})
+	why := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	d, err := newDisplay(card, Options{Log: why})
 	if err != nil {
 		t.Fatal(err)
 	}
