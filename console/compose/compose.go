@@ -172,20 +172,6 @@ func (c *Compositor) InputTo() *Source {
 	return c.input
 }
 
-// HeadOf returns where s is seen when it is switched to: the output that is pinned to it, else the first that is pinned to
-// none. It is nil if there is no such output.
-func (c *Compositor) HeadOf(s *Source) *Head {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if i := slices.IndexFunc(c.heads, func(h *Head) bool { return h.pinned == s }); i >= 0 {
-		return c.heads[i]
-	}
-	if i := slices.IndexFunc(c.heads, func(h *Head) bool { return h.pinned == nil }); i >= 0 {
-		return c.heads[i]
-	}
-	return nil
-}
-
 // SetInput says where input goes; nil is nowhere. It does not change what is shown.
 func (c *Compositor) SetInput(s *Source) {
 	if s == nil {

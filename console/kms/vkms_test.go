@@ -14,7 +14,8 @@ import (
 )
 
 // TestVKMS shows a picture without a copy on the kernel's virtual card (module vkms, with enable_overlay=1): scattered pages of
-// a memfd, as guests' memory is, become a dmabuf, which the driver imports and puts into its overlay.
+// a memfd, as guests' memory is, become a dmabuf, which the driver imports and puts into its overlay. That driver is one that
+// reads by the CPU, for which udmabuf has what it takes since Linux 6.3.
 func TestVKMS(t *testing.T) {
 	card := vkms(t)
 	maker, err := dmabuf.Open()

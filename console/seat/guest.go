@@ -166,7 +166,7 @@ func (g *guest) moved() {
 // setMonitor tells the machine of the monitor that fits below the bar of the output where the guest is shown, if it is
 // another than last. A card without monitors to change refuses: its picture is placed as it is then.
 func (g *guest) setMonitor(ctx context.Context, c *qdisplay.Client, last *display.Monitor) {
-	head := g.s.HeadOf(g.source)
+	head := g.s.monitors.headOf(g)
 	if head == nil { // all are gone: what comes next is as good as what was there
 		return
 	}
@@ -200,7 +200,7 @@ func (k *sink) MoveCursor(p image.Point) { k.source.MoveCursor(p) }
 
 // place makes positions on the screen positions in the guest's picture.
 func (g *guest) place(batch []hid.Event) []hid.Event {
-	head := g.s.HeadOf(g.source)
+	head := g.s.monitors.headOf(g)
 	size := g.size.Load()
 	w, h := int(size>>32), int(int32(size))
 	if head == nil || w < 2 || h < 2 {

@@ -61,16 +61,17 @@ func newMonitors(s *Seat) (*monitors, error) {
 	return m, nil
 }
 
-// Show shows the seat on an output until ctx is done or the output is gone, and closes it. The error says that the output
-// could not be used, or not be closed.
-func (s *Seat) Show(ctx context.Context, out output.Output) error {
+// Plug adds an output, which is the seat's from then on. run shows the seat on it until ctx is done or the output is gone, and
+// closes it. With several outputs, the order in which they are plugged in is that of the monitors.
+func (s *Seat) Plug(out output.Output) (run func(ctx context.Context) error, err error) {
 	head, err := s.plug(out)
 	if err != nil {
-		return errors.Join(err, out.Close())
+		return nil, errors.Join(err, out.Close())
 	}
-	err = head.Run(ctx)
-	s.monitors.remove(head)
-	return err
+	return func(ctx context.Context) error {
+		defer s.monitors.remove(head)
+		return head.Run(ctx)
+	}, nil
 }
 
 // plug adds an output, in the mode that its monitor is to have.
@@ -206,6 +207,20 @@ func (m *monitors) next(i int, taken map[*guest]bool) *guest {
 		}
 	}
 	return nil
+}
+
+// headOf returns where a guest is seen when it is switched to, and what its monitor is as large as: the output that is pinned to
+// it, or else the main one. It is nil if there is none.
+func (m *monitors) headOf(g *guest) *compose.Head {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if i := slices.IndexFunc(m.heads, func(k *monitor) bool { return k.guest == g }); i >= 0 {
+		return m.heads[i].head
+	}
+	if len(m.heads) == 0 {
+		return nil
+	}
+	return m.heads[m.main()].head
 }
 
 // main returns which output is the main one: the notebook's own panel, else the one that was it before, else the first.

@@ -92,11 +92,14 @@ func (d *desk) plug(info output.Info, width, height int) *plugged {
 		d.t.Fatal(err)
 	}
 	p := &plugged{Screen: screen, info: info}
+	show, err := d.Plug(p)
+	if err != nil {
+		d.t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	before := len(d.Heads())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := d.Show(ctx, p); err != nil {
+		if err := show(ctx); err != nil {
 			d.t.Error(err)
 		}
 	})
@@ -105,7 +108,6 @@ func (d *desk) plug(info output.Info, width, height int) *plugged {
 		wg.Wait()
 	})
 	d.t.Cleanup(p.unplug)
-	eventually(d.t, info.Name+" is there", func() bool { return len(d.Heads()) > before })
 	return p
 }
 
@@ -138,7 +140,15 @@ const oneEach = "[monitors]\nshow = \"one each\"\nfile = \"monitors.json\"\n"
 
 func TestMirror(t *testing.T) {
 	d := newDesk(t, "")
-	a, b := d.plug(monitorA, 640, 480), d.plug(monitorB, 640, 480)
+	b, a := d.plug(monitorB, 640, 480), d.plug(monitorA, 640, 480)
+	panel := d.plug(output.Info{Name: "eDP-1", Monitor: "LGD", Internal: true}, 800, 600)
+	eventually(t, "the guests have a monitor as large as the panel", func() bool {
+		return d.red.screen.Monitor().Width == 800 && d.blue.screen.Monitor().Width == 800
+	})
+	panel.unplug()
+	eventually(t, "the guests have a monitor as large as the others", func() bool {
+		return d.red.screen.Monitor().Width == 640 && d.blue.screen.Monitor().Width == 640
+	})
 	for _, k := range []struct {
 		key uint16
 		c   color.RGBA
@@ -239,9 +249,10 @@ func TestAlike(t *testing.T) {
 	first := output.Info{Name: "DP-1", Monitor: "RHT-1234-00000000"}
 	second := first
 	second.Name = "DP-2"
-	a, b := d.plug(first, 640, 480), d.plug(second, 640, 480)
+	a := d.plug(first, 640, 480)
 	d.chord(hid.Key1)
 	d.shows(a, red)
+	b := d.plug(second, 640, 480)
 	d.shows(b, blue)
 	l, err := compose.LoadLayout(d.file)
 	if err != nil {

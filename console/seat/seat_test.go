@@ -143,14 +143,14 @@ display = "blue"
 	if r.screen, err = headless.NewScreen("test", 640, 480); err != nil {
 		t.Fatal(err)
 	}
-	head, err := r.Add(r.screen)
+	show, err := r.Plug(r.screen)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := head.Run(ctx); err != nil {
+		if err := show(ctx); err != nil {
 			t.Error(err)
 		}
 	})
