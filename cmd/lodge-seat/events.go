@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lodgehv/lodge/console/compose"
+	"github.com/lodgehv/lodge/console/seat"
 )
 
 const (
@@ -122,6 +123,17 @@ func (e *eventLog) switched(s compose.Switched) {
 		Waited float64   `json:"waited_us"`
 		Behind bool      `json:"behind,omitempty"`
 	}{"switched", time.Now(), s.Output, s.Source.Guest().Name, micros(s.Took), micros(s.Waited), s.Behind})
+}
+
+func (e *eventLog) monitor(m seat.MonitorState) {
+	e.tell(struct {
+		Event   string    `json:"event"`
+		Time    time.Time `json:"time"`
+		Output  string    `json:"output"`
+		Monitor string    `json:"monitor"`
+		Guest   string    `json:"guest"`
+		There   bool      `json:"there"`
+	}{"monitor", time.Now(), m.Output, m.Monitor, m.Guest, m.There})
 }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

@@ -54,8 +54,8 @@ Shows guests on this machine's screens and gives them its keyboards and mice.
   --output drm            all monitors of the first graphics card, and all input devices (the default)
   --output drm:PATH       of another card, such as drm:/dev/dri/card1
   --output rfb:HOST:PORT  no screen: a VNC viewer on this machine looks and types; add ,WIDTHxHEIGHT for another size
-  --events                print what happens as JSON lines: {"event":"guest",…}, "focus", "switched"; "lost" counts
-                          those before it that nobody read in time
+  --events                print what happens as JSON lines: {"event":"guest",…}, "focus", "switched", "monitor";
+                          "lost" counts those before it that nobody read in time
 
 SEAT.TOML:
 
@@ -68,6 +68,16 @@ SEAT.TOML:
   slot = 1                 # 1 to 9, for Ctrl+Alt+1 to 9; 0 is none
   display = "work.sock"    # the [display] path of the guest's definition
   definition = "work.toml" # that; Lodge's console starts and commands it then, may be left out
+
+  [monitors]               # if there are several; may be left out
+  show = "one each"        # each further monitor a guest of its own; or "mirror", the default: all the same guest
+  file = "monitors.json"   # remembers by their EDIDs what monitors show; if left out, until the end only
+
+  [[monitor]]              # one that is to be used otherwise
+  id = "DEL-a0b1-00000001" # as --events prints it
+  guest = "work"           # that it always shows, as long as there is another monitor
+  width = 1920             # of its mode; the preferred one if left out
+  height = 1080
 
   [chords]                 # those that are to be others
   attention = "ctrl+alt+esc"
@@ -104,7 +114,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if *events {
 		e := newEventLog(out)
 		defer e.close() // when nobody tells anything any more
-		opt.OnFocus, opt.OnGuest, opt.OnSwitched = e.focus, e.guest, e.switched
+		opt.OnFocus, opt.OnGuest, opt.OnSwitched, opt.OnMonitor = e.focus, e.guest, e.switched, e.monitor
 	}
 	s, err := seat.New(cfg, opt)
 	if err != nil {

@@ -56,13 +56,13 @@ func showDRM(ctx context.Context, s *seat.Seat, path string, lights *lights, log
 	devices.start(ctx, lights)
 	var heads sync.WaitGroup
 	err = card.Run(ctx, func(screen *kms.Screen) {
-		head, err := s.Add(screen)
+		show, err := s.Plug(screen)
 		if err != nil {
 			log.Error("a monitor cannot be used", "output", screen.Info().Name, "err", err)
 			return
 		}
 		heads.Go(func() {
-			if err := head.Run(ctx); err != nil {
+			if err := show(ctx); err != nil {
 				log.Error("monitor", "output", screen.Info().Name, "err", err)
 			}
 		})
@@ -158,7 +158,7 @@ func showRFB(ctx context.Context, s *seat.Seat, where string, log *slog.Logger) 
 	if err != nil {
 		return fmt.Errorf("--output rfb: %w", err)
 	}
-	head, err := s.Add(screen)
+	show, err := s.Plug(screen)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
@@ -166,7 +166,7 @@ func showRFB(ctx context.Context, s *seat.Seat, where string, log *slog.Logger) 
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := head.Run(ctx); err != nil {
+		if err := show(ctx); err != nil {
 			log.Error("screen", "err", err)
 		}
 	})

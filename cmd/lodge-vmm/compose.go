@@ -54,7 +54,7 @@ func (r *resources) opened(c io.Closer) { r.closers = append(r.closers, c) }
 func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) (r *resources, err error) {
 	r = &resources{config: machine.Config{
 		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Serial: serial, Log: log,
-		Battery: new(legacy.Battery),
+		Battery: new(legacy.Battery), SharedMemory: def.Display != nil && def.Display.Blob,
 	}}
 	defer func() {
 		if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/machine"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
 	"github.com/lodgehv/lodge/vgpu/display"
+	"github.com/lodgehv/lodge/vgpu/dmabuf"
 	"github.com/lodgehv/lodge/vgpu/edid"
 	"github.com/lodgehv/lodge/vgpu/vga"
 	"github.com/lodgehv/lodge/vgpu/virtiogpu"
@@ -64,9 +65,17 @@ func (r *resources) display(def *definition.Definition, log *slog.Logger) error 
 // card adds the graphics card.
 func (r *resources) card(d *definition.Display, screen *display.Screen, log *slog.Logger) error {
 	if d.Card == definition.CardVirtio {
-		r.add("gpu", func() (virtio.Device, error) {
-			return virtiogpu.New(virtiogpu.Config{Screens: []*display.Screen{screen}, Log: log})
-		})
+		cfg := virtiogpu.Config{Screens: []*display.Screen{screen}, Blob: d.Blob, Log: log}
+		if d.Blob {
+			// What the guest sees is the same without: its saved state goes on wherever it is restored.
+			if maker, err := dmabuf.Open(); err == nil {
+				r.opened(maker)
+				cfg.Share = maker.Make
+			} else {
+				log.Warn("display: pictures are copied: load a kernel with CONFIG_UDMABUF, or let lodge-vmm use /dev/udmabuf", "err", err)
+			}
+		}
+		r.add("gpu", func() (virtio.Device, error) { return virtiogpu.New(cfg) })
 		return nil
 	}
 	rom, err := readROM(d.ROM)

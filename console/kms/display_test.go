@@ -23,7 +23,7 @@ import (
 
 func open(t testing.TB, f *fake, opt Options) *Display {
 	t.Helper()
-	d, err := newDisplay(&Card{"card0", f}, opt)
+	d, err := newDisplay(&Card{path: "card0", dev: f}, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -373,7 +373,7 @@ func TestCursor(t *testing.T) {
 func TestOpenErrors(t *testing.T) {
 	f := newFake()
 	f.otherHasIt = true
-	if _, err := newDisplay(&Card{"card0", f}, Options{}); err == nil || !strings.Contains(err.Error(), "another program") {
+	if _, err := newDisplay(&Card{path: "card0", dev: f}, Options{}); err == nil || !strings.Contains(err.Error(), "another program") {
 		t.Errorf("another's card: %v", err)
 	}
 	if _, err := OpenDisplay("/dev/null", Options{}); !errors.Is(err, unix.ENOTTY) {
@@ -390,8 +390,8 @@ func TestImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	for name, f := range map[string]*fake{"no PRIME": {}, "refused": {prime: true}} {
-		c := &Card{"card0", f}
+	for name, f := range map[string]*fake{"no PRIME": {}, "refused": {prime: true, noImport: true}} {
+		c := &Card{path: "card0", dev: f}
 		if _, err := c.Import(file, 64, 64, 256, display.XRGB8888); !errors.Is(err, ErrNoImport) {
 			t.Errorf("%s: %v", name, err)
 		}

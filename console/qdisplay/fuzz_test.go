@@ -145,6 +145,12 @@ func FuzzListenerMessage(f *testing.F) {
 	f.Add(wire(f, pathListener, ifaceMap, "ScanoutMap", "huuuuu", n(0, 0, 4, 4, 16, 0x20020888)), true)
 	f.Add(wire(f, pathListener, ifaceMap, "UpdateMap", "iiii", n(0, 0, 4, 4)), false)
 	f.Add(wire(f, pathListener, ifaceProperties, "Get", "ss", func(e *peer.Encoder) { e.Str(ifaceListener); e.Str("Interfaces") }), false)
+	buf := wire(f, pathListener, ifaceListener, "ScanoutDMABUF", "huuuutb", func(e *peer.Encoder) {
+		n(0, 4, 4, 16, uint32(display.XRGB8888))(e)
+		e.Uint64(modifierLinear)
+		e.Bool(true)
+	})
+	f.Add(append(buf, wire(f, pathListener, ifaceListener, "UpdateDMABUF", "iiii", n(0, 0, 4, 4))...), true)
 	mem, _ := newMemfd(f, 4096, true)
 	f.Fuzz(func(t *testing.T, in []byte, file bool) {
 		a, b := socketpair(t)
@@ -161,6 +167,7 @@ func FuzzListenerMessage(f *testing.F) {
 			io.Copy(io.Discard, a)
 		}()
 		r := newReceiver(&Client{sizes: make(map[uint32]size)}, 0, &shown{}, ReceiverConfig{MaxBytes: 1 << 20})
+		r.bufSize = anyFile
 		if err := r.connect(b); err != nil {
 			t.Fatal(err)
 		}

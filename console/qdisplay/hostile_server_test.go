@@ -64,11 +64,18 @@ func fakeVMM(t testing.TB) (*Client, <-chan *peer.Conn) {
 }
 
 // hostileVMM returns a receiver, what it shows, and the server's end of its connection.
-func hostileVMM(t testing.TB, cfg ReceiverConfig) (*shown, *Receiver, *peer.Conn) {
+func hostileVMM(t testing.TB, cfg ReceiverConfig, change ...func(*Receiver)) (*shown, *Receiver, *peer.Conn) {
 	t.Helper()
 	c, listeners := fakeVMM(t)
 	s := &shown{}
-	r, err := c.Listen(t.Context(), 0, s, cfg)
+	r := newReceiver(c, 0, s, cfg)
+	for _, f := range change {
+		f(r)
+	}
+	sock, err := c.register(t.Context(), 0)
+	if err == nil {
+		err = r.connect(sock)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,16 +187,7 @@ func TestReceiverRefuses(t *testing.T) {
 		{"large map", ifaceMap, "ScanoutMap", "huuuuu", maps(0, 16384, 16384, 65536, xrgb), mem, peer.ErrLimitsExceeded},
 		{"format of a map", ifaceMap, "ScanoutMap", "huuuuu", maps(0, 10, 10, 40, 0), mem, errUnsupported},
 
-		{"a DMABUF", ifaceListener, "ScanoutDMABUF", "huuuutb", func(e *peer.Encoder) {
-			e.Uint32(0)
-			scanoutArgs := []uint32{10, 10, 40, xrgb}
-			for _, v := range scanoutArgs {
-				e.Uint32(v)
-			}
-			e.Uint64(0)
-			e.Bool(true)
-		}, mem, peer.ErrNotSupported},
-		{"update of a DMABUF", ifaceListener, "UpdateDMABUF", "iiii", rect(0, 0, 1, 1), nil, peer.ErrNotSupported},
+		{"update of a DMABUF", ifaceListener, "UpdateDMABUF", "iiii", rect(0, 0, 1, 1), nil, errInvalid},
 		{"unknown method", ifaceListener, "Explode", "", nil, nil, peer.ErrUnknownMethod},
 	}
 	s, r, vmm := hostileVMM(t, ReceiverConfig{})

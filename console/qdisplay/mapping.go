@@ -19,6 +19,7 @@ type mapping struct {
 	surface *display.Surface
 	file    *os.File
 	mem     []byte // what is mapped; nil if it is copied
+	buf     bool   // file is a dmabuf
 }
 
 // mapKey tells mappings apart: a guest that draws into two surfaces in turn has the same two mapped all the time.
@@ -73,6 +74,34 @@ func newMapping(f *os.File, key mapKey, sealed bool, s *display.Surface) (*mappi
 		return nil, err
 	}
 	return m, nil
+}
+
+// identifyDMABuf checks that a file is a dmabuf and that the surface lies at its beginning. size returns that of a dmabuf.
+func identifyDMABuf(f *os.File, s *display.Surface, size func(*os.File) (int64, error)) (mapKey, error) {
+	n, err := size(f)
+	if err != nil {
+		return mapKey{}, err
+	}
+	if n < 0 || need(s) > uint64(n) {
+		return mapKey{}, fmt.Errorf("the picture ends at byte %d of %d", need(s), n)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return mapKey{}, os.NewSyscallError("fstat", err)
+	}
+	return mapKey{st.Dev, st.Ino, 0, s.Width, s.Height, s.Stride, s.Format}, nil
+}
+
+// newDMABuf maps s, which identifyDMABuf has found in f. It takes f over. The memory cannot be cut off: who has a dmabuf keeps
+// its pages.
+func newDMABuf(f *os.File, key mapKey, s *display.Surface) (*mapping, error) {
+	b, err := unix.Mmap(int(f.Fd()), 0, int(need(s)), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	s.Pixels, s.DMABuf = b, f
+	return &mapping{key: key, surface: s, file: f, mem: b, buf: true}, nil
 }
 
 // copy reads a part of the surface. What has been cut off is zero.

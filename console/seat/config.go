@@ -10,15 +10,18 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/lodgehv/lodge/console/compose"
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/hid/route"
 )
 
 // Config is what a seat shows, as people write it. Paths are absolute after Load.
 type Config struct {
-	Control string  `toml:"control,omitempty"` // Unix socket to make, for who commands the seat; "" is none
-	Guests  []Guest `toml:"guest"`
-	Chords  Chords  `toml:"chords,omitempty"`
+	Control  string            `toml:"control,omitempty"` // Unix socket to make, for who commands the seat; "" is none
+	Guests   []Guest           `toml:"guest"`
+	Chords   Chords            `toml:"chords,omitempty"`
+	Monitors Monitors          `toml:"monitors,omitempty"`
+	Monitor  []compose.Monitor `toml:"monitor,omitempty"` // those that always show the same guest, or have a mode of their own
 }
 
 // Guest is a guest that can be on the screen.
@@ -131,5 +134,8 @@ func (c *Config) check(dir string) error {
 		abs(&g.Display)
 		abs(&g.Definition)
 	}
-	return nil
+	if f := &c.Monitors.File; *f != "" && !filepath.IsAbs(*f) {
+		*f = filepath.Join(dir, *f)
+	}
+	return c.checkMonitors(names)
 }

@@ -37,12 +37,13 @@ type guest struct {
 	source *compose.Source
 
 	sender   atomic.Pointer[qdisplay.Sender] // nil while nobody is there
+	screens  chan struct{}                   // of one: it may have another monitor
 	absolute atomic.Bool
 	size     atomic.Int64 // of the picture, width<<32 | height
 }
 
 func newGuest(s *Seat, cfg Guest, bar trustbar.Guest) *guest {
-	g := &guest{s: s, cfg: cfg, bar: bar, source: s.NewSource(bar)}
+	g := &guest{s: s, cfg: cfg, bar: bar, source: s.NewSource(bar), screens: make(chan struct{}, 1)}
 	g.placard(trustbar.Stopped(bar, s.hint), "switched off")
 	return g
 }
@@ -118,9 +119,8 @@ func (g *guest) connected(ctx context.Context) error {
 	}
 	told.answer(&told.absolute, func() { g.absolute.Store(info.IsAbsolute) })
 	g.placard(trustbar.Starting(g.bar), "")
-	if m, ok := g.monitor(); ok {
-		_ = c.SetMonitor(asked, screenID, m) // a card without monitors to change refuses: its picture is scaled then
-	}
+	var monitor display.Monitor
+	g.setMonitor(asked, c, &monitor)
 	r, err := c.Listen(asked, screenID, (*sink)(g), qdisplay.ReceiverConfig{})
 	cancel() // its timer would wake us for nothing
 	if err != nil {
@@ -136,10 +136,16 @@ func (g *guest) connected(ctx context.Context) error {
 	g.s.arrived(g)
 	g.tell(true)
 	defer g.tell(false)
-	select {
-	case <-ctx.Done():
-	case <-c.Done():
-	case <-r.Done():
+	for there := true; there; {
+		select {
+		case <-g.screens:
+			g.setMonitor(ctx, c, &monitor)
+			continue
+		case <-ctx.Done():
+		case <-c.Done():
+		case <-r.Done():
+		}
+		there = false
 	}
 	_ = g.s.Router.Down(g.cfg.Name, route.Rebooting) // it gets the focus again if it comes back
 	g.sender.Store(nil)
@@ -188,14 +194,32 @@ func (s *Seat) arrived(g *guest) {
 	}
 }
 
-// monitor returns the monitor that fits below the bar of the first output.
-func (g *guest) monitor() (display.Monitor, bool) {
-	heads := g.s.Heads()
-	if len(heads) == 0 {
-		return display.Monitor{}, false
+// moved says that the guest may be shown on another output.
+func (g *guest) moved() {
+	select {
+	case g.screens <- struct{}{}:
+	default:
 	}
-	p := heads[0].GuestSize()
-	return display.Monitor{Connected: true, Width: p.X, Height: p.Y, Name: "Lodge"}, true
+}
+
+// setMonitor tells the machine of the monitor that fits below the bar of the output where the guest is shown, if it is
+// another than last. A card without monitors to change refuses: its picture is placed as it is then.
+func (g *guest) setMonitor(ctx context.Context, c *qdisplay.Client, last *display.Monitor) {
+	head := g.s.monitors.headOf(g)
+	if head == nil { // all are gone: what comes next is as good as what was there
+		return
+	}
+	p := head.GuestSize()
+	m := display.Monitor{Connected: true, Width: p.X, Height: p.Y, Name: "Lodge"}
+	if m == *last {
+		return
+	}
+	*last = m
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	if err := c.SetMonitor(ctx, screenID, m); err != nil {
+		g.s.opt.Log.Debug("guest's monitor", "guest", g.cfg.Name, "err", err)
+	}
 }
 
 // sink passes the guest's picture on, and notes down its size.
@@ -216,13 +240,13 @@ func (k *sink) MoveCursor(p image.Point) { k.source.MoveCursor(p) }
 // place makes positions on the screen positions in the guest's picture. A device tells only what has changed: the rest is
 // where the pointer was on the screen, whatever guest it was in then.
 func (g *guest) place(batch []hid.Event) []hid.Event {
-	heads := g.s.Heads()
+	head := g.s.monitors.headOf(g)
 	size := g.size.Load()
 	w, h := int(size>>32), int(int32(size))
-	if len(heads) == 0 || w < 2 || h < 2 {
+	if head == nil || w < 2 || h < 2 {
 		return batch
 	}
-	head, screen := heads[0], heads[0].Output().Mode()
+	screen := head.Size()
 	picture := func(p image.Point) (x, y int32) {
 		_, p, _ = head.ToGuest(p)
 		return scale(min(max(p.X, 0), w-1), w-1, hid.AbsMax), scale(min(max(p.Y, 0), h-1), h-1, hid.AbsMax)
@@ -236,15 +260,15 @@ func (g *guest) place(batch []hid.Event) []hid.Event {
 	for _, e := range batch {
 		switch {
 		case e.Type == hid.EVAbs && e.Code == hid.AbsX:
-			at.X, moved = onScreen(e.Value, screen.Width), true
+			at.X, moved = onScreen(e.Value, screen.X), true
 			continue
 		case e.Type == hid.EVAbs && e.Code == hid.AbsY:
-			at.Y, moved = onScreen(e.Value, screen.Height), true
+			at.Y, moved = onScreen(e.Value, screen.Y), true
 			continue
 		case e.Type == hid.EVAbs && e.Code == hid.AbsMTPositionX: // neither axis depends on the other
-			e.Value, _ = picture(image.Pt(onScreen(e.Value, screen.Width), 0))
+			e.Value, _ = picture(image.Pt(onScreen(e.Value, screen.X), 0))
 		case e.Type == hid.EVAbs && e.Code == hid.AbsMTPositionY:
-			_, e.Value = picture(image.Pt(0, onScreen(e.Value, screen.Height)))
+			_, e.Value = picture(image.Pt(0, onScreen(e.Value, screen.Y)))
 		}
 		out = append(out, e)
 	}

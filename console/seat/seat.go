@@ -13,6 +13,7 @@ package seat
 
 import (
 	"context"
+	"fmt"
 	"image"
 	"log/slog"
 	"strings"
@@ -43,6 +44,7 @@ type Options struct {
 	OnGuest    func(name string, there bool) // a guest's machine is there, or gone
 	OnSwitched func(compose.Switched)        // after each switch, from the goroutine of an output
 	Manager    textui.System                 // starts and commands the guests of whom it tells; Switch is not called
+	OnMonitor  func(MonitorState)            // a monitor is there, shows another guest, or is gone
 	Log        *slog.Logger
 }
 
@@ -51,12 +53,13 @@ type Seat struct {
 	*compose.Compositor
 	Router *route.Router
 
-	cfg    Config
-	opt    Options
-	guests []*guest
-	own    *ownConsole
-	hint   string // how to press the attention key
-	at     position
+	cfg      Config
+	opt      Options
+	guests   []*guest
+	own      *ownConsole
+	monitors *monitors
+	hint     string // how to press the attention key
+	at       position
 }
 
 // position is the pixel of the screen where a device with positions was last; devices have goroutines of their own.
@@ -79,6 +82,9 @@ func New(cfg Config, opt Options) (*Seat, error) {
 	s.hint = title(chords.Attention.String())
 	s.own = newOwnConsole(s)
 	var err error
+	if s.monitors, err = newMonitors(s); err != nil {
+		return nil, fmt.Errorf("seat: %w", err)
+	}
 	s.Router, err = route.New(route.Config{
 		Console: s.own, Chords: chords, OnFocus: s.focused, OnLEDs: opt.OnLEDs, Now: monotonic,
 	})
@@ -169,9 +175,9 @@ func (s *Seat) Input(dev Device, at time.Duration, batch []hid.Event) {
 
 // toGuest makes positions on the screen positions in the picture of the guest that is shown.
 func (s *Seat) toGuest(batch []hid.Event) []hid.Event {
-	shown := s.Shown()
+	input := s.InputTo()
 	for _, g := range s.guests {
-		if g.source == shown {
+		if g.source == input {
 			return g.place(batch)
 		}
 	}
@@ -189,10 +195,18 @@ func (s *Seat) focused(c route.Change) {
 
 // sourceOf returns a target's picture.
 func (s *Seat) sourceOf(name string) *compose.Source {
-	for _, g := range s.guests {
-		if g.cfg.Name == name {
-			return g.source
-		}
+	if g := s.guest(name); g != nil {
+		return g.source
 	}
 	return s.own.source
+}
+
+// guest returns the guest of that name, or nil.
+func (s *Seat) guest(name string) *guest {
+	for _, g := range s.guests {
+		if g.cfg.Name == name {
+			return g
+		}
+	}
+	return nil
 }

@@ -149,14 +149,14 @@ display = "blue"
 	if r.screen, err = headless.NewScreen("test", 640, 480); err != nil {
 		t.Fatal(err)
 	}
-	head, err := r.Add(r.screen)
+	show, err := r.Plug(r.screen)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := head.Run(ctx); err != nil {
+		if err := show(ctx); err != nil {
 			t.Error(err)
 		}
 	})
@@ -424,6 +424,11 @@ func TestParseErrors(t *testing.T) {
 		{good + "[chords]\nleft = \"ctrl+nokey\"\n", "seat.toml:7"},
 		{"x", "seat.toml:1"},
 		{"control = \"/" + strings.Repeat("x", 107) + "\"\n" + good, "the path has 108 bytes"},
+		{good + "[monitors]\nshow = \"all\"\n", `show = "all": one of "mirror" and "one each"`},
+		{good + "[[monitor]]\nguest = \"a\"\n", "monitor: set id"},
+		{good + "[[monitor]]\nid = \"m\"\nguest = \"b\"\n", `monitor "m": guest "b"`},
+		{good + "[[monitor]]\nid = \"m\"\nwidth = 3\n", "both width and height"},
+		{good + "[[monitor]]\nid = \"m\"\n[[monitor]]\nid = \"m\"\n", `two monitors are called "m"`},
 	} {
 		if _, err := Parse("seat.toml", "/", c.text); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: %v, want %q", c.text, err, c.want)

@@ -42,6 +42,12 @@ type Config struct {
 	Log io.Writer
 }
 
+// DisplayArgs are for Config.Args: QEMU's display can be connected to, see
+// [Notebook.Display], and has two outputs, of which the first is connected.
+func DisplayArgs() []string {
+	return []string{"-display", "dbus,p2p=yes", "-global", "virtio-gpu-device.max_outputs=2"}
+}
+
 // Disk is a virtio disk of the notebook, there as /disk/NAME. What is written to
 // it is forgotten.
 type Disk struct {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -174,6 +175,25 @@ func (n *Notebook) Screendump(ctx context.Context, device string, head int) ([]b
 		return nil, err
 	}
 	return os.ReadFile(f)
+}
+
+// Display connects to what QEMU shows and what it is told of its monitors, by
+// org.qemu.Display1. The notebook needs DisplayArgs in its Config.Args.
+func (n *Notebook) Display(ctx context.Context) (*net.UnixConn, error) {
+	theirs, ours, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	const name = "display"
+	_, err = n.qmp.do(ctx, "getfd", map[string]string{"fdname": name}, int(theirs.Fd()))
+	if err == nil {
+		_, err = n.QMP(ctx, "add_client", map[string]string{"protocol": "@dbus-display", "fdname": name})
+	}
+	if err != nil {
+		return nil, errors.Join(err, ours.Close())
+	}
+	return ours, nil
 }
 
 // Console returns what the notebook's own kernel and init have written since

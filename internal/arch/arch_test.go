@@ -44,11 +44,11 @@ var rules = []rule{
 	{
 		why:  "a graphics card or an input device is a device like others; beside that it knows what it shows on, and events",
 		of:   []string{"vgpu/virtiogpu", "vgpu/vga", "hid/virtioinput", "hid/ps2"},
-		only: append([]string{"vgpu/display", "vgpu/edid", "hid"}, deviceImports...),
+		only: append([]string{"vgpu/display", "vgpu/dmabuf", "vgpu/edid", "hid"}, deviceImports...),
 	},
 	{
 		why:   "what a person sees and touches knows nothing of machines and their devices",
-		of:    []string{"console/...", "hid/evdev", "hid/route", "vgpu/display", "vgpu/edid"},
+		of:    []string{"console/...", "hid/evdev", "hid/route", "vgpu/display", "vgpu/dmabuf", "vgpu/edid"},
 		never: []string{"hypervisor/...", "vgpu/virtiogpu", "vgpu/vga", "hid/virtioinput", "hid/ps2"},
 	},
 	{

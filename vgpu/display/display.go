@@ -13,6 +13,8 @@ import (
 	"image"
 	"os"
 	"sync"
+
+	"github.com/lodgehv/lodge/vgpu/dmabuf"
 )
 
 // MaxSize is the largest width and height of a surface, in pixels.
@@ -58,6 +60,26 @@ type Surface struct {
 	// cannot.
 	File   *os.File
 	Offset int64
+
+	// DMABuf is the same memory as the kernel's drivers share it, from the first pixel on, linear; nil if they cannot. Who
+	// reads Pixels of such a surface does so between BeginRead and EndRead.
+	DMABuf *os.File
+}
+
+// BeginRead locks Pixels for reading, when devices have written what they were writing.
+func (s *Surface) BeginRead() {
+	s.Mu.RLock()
+	if s.DMABuf != nil {
+		_ = dmabuf.BeginRead(s.DMABuf) // then older pixels are read
+	}
+}
+
+// EndRead is called after BeginRead.
+func (s *Surface) EndRead() {
+	if s.DMABuf != nil {
+		_ = dmabuf.EndRead(s.DMABuf)
+	}
+	s.Mu.RUnlock()
 }
 
 // Check returns an error if s is not what it must be.

@@ -62,7 +62,7 @@ func BenchmarkUpdate(b *testing.B) {
 	}
 }
 
-// BenchmarkBlob measures RESOURCE_FLUSH of a blob: in place there is no copy.
+// BenchmarkBlob measures RESOURCE_FLUSH of a blob in scattered pages: where they can be shared there is no copy.
 func BenchmarkBlob(b *testing.B) {
 	for _, scattered := range []bool{false, true} {
 		b.Run(fmt.Sprintf("scattered=%t", scattered), func(b *testing.B) {

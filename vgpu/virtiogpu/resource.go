@@ -173,6 +173,7 @@ func (d *Device) resourceDetachBacking(c *call) uint32 {
 }
 
 func (d *Device) detach(r *resource) {
+	d.unshare(r)
 	d.entries -= len(r.backing.pieces)
 	r.backing = backing{}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
 	"github.com/lodgehv/lodge/vgpu/display"
+	"github.com/lodgehv/lodge/vgpu/dmabuf/dmabuftest"
 	"github.com/lodgehv/lodge/vgpu/virtiogpu"
 )
 
@@ -84,7 +85,7 @@ func NewDesk(screen *display.Screen) (k *Desk, err error) {
 	if k.ring, err = k.mem.Slice(0, responseAt); err != nil {
 		return k, err
 	}
-	if k.card, err = virtiogpu.New(virtiogpu.Config{Blob: true, Screens: []*display.Screen{screen}}); err != nil {
+	if k.card, err = virtiogpu.New(virtiogpu.Config{Blob: true, Share: dmabuftest.Make, Screens: []*display.Screen{screen}}); err != nil {
 		return k, err
 	}
 	if k.kick, err = virtio.NewEventFD("desk"); err != nil {
