@@ -128,7 +128,12 @@ const seatFile = "/run/seat.toml"
 func (d *Desk) describeSeat(ctx context.Context) error {
 	var s strings.Builder
 	for _, k := range Desktops() {
-		fmt.Fprintf(&s, "[[guest]]\nname = %q\ncolor = %q\nslot = %d\ndisplay = %q\n", k.Name, k.Color, k.Slot, d.Host.Path(k.Name, ".display"))
+		definition := d.Host.Path(k.Name, ".toml")
+		if err := d.Notebook.Put(ctx, strings.NewReader(d.Host.Definition(d.config(k))), definition, 0o644); err != nil {
+			return err
+		}
+		fmt.Fprintf(&s, "[[guest]]\nname = %q\ncolor = %q\nslot = %d\ndisplay = %q\ndefinition = %q\n",
+			k.Name, k.Color, k.Slot, d.Host.Path(k.Name, ".display"), definition)
 	}
 	return d.Notebook.Put(ctx, strings.NewReader(s.String()), seatFile, 0o644)
 }
