@@ -73,6 +73,7 @@ func (s *stream) await(ctx context.Context, t *testing.T, what string, is func(s
 	}
 }
 
+// printed returns what was printed after "ready".
 func (s *stream) printed() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,9 +136,10 @@ func (l *seatLab) testManySwitches(ctx context.Context, t *testing.T) {
 		if got := terminals[i].printed(); got != want[i] {
 			t.Errorf("guest %s: its terminal has %q, want %q", k.Name, got, want[i])
 		}
-		if got, held := letters(t, kernels[i].printed()); got != want[i] || len(held) > 0 {
-			t.Errorf("guest %s: its kernel got the letters %q and holds the keys %v, want %q and none", k.Name, got, held, want[i])
-		}
+		kernels[i].await(ctx, t, fmt.Sprintf("the letters %q, and no key held, in the kernel of %s", want[i], k.Name), func(account string) bool {
+			got, held := letters(t, account)
+			return got == want[i] && len(held) == 0
+		})
 		for _, s := range []*stream{kernels[i], terminals[i]} {
 			if err := s.Kill(); err != nil {
 				t.Error(err)

@@ -341,7 +341,7 @@ func (l *seatLab) testAttention(ctx context.Context, t *testing.T) {
 	l.chordTo(ctx, t, work)
 	l.attention(ctx, t)
 	before := l.typed(ctx, t, work)
-	l.press(ctx, t, "b")    // for nobody
+	l.press(ctx, t, "b") // for nobody
 	l.shoot(ctx, t, "attention")
 	l.leave(ctx, t, home)
 	if got := l.typed(ctx, t, work); got != before {
