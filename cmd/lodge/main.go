@@ -105,6 +105,7 @@ func (c *completionCommand) Run(parser *kong.Kong, out io.Writer) error {
 // manCommand is the command "man".
 type manCommand struct{}
 
+//go:embed manual.tmpl
 var manual string
 
 // Run prints the manual page, in man(7) format.
