@@ -441,6 +441,35 @@ func (d *Display) disableOthers(but *Screen) error {
 	return d.card.Commit(r, flagAllowModeset, 0)
 }
 
+// Values of properties of planes (drivers/gpu/drm/drm_blend.c in Linux).
+const (
+	rotate0 = 1 << 0 // DRM_MODE_ROTATE_0
+	noAlpha = 0xffff
+)
+
+// disablePlanes turns off the planes of a CRTC that are above its primary one, or may be, but for the pointer's: what another
+// program has left there could lie above the bar.
+func (d *Display) disablePlanes(r *Request, k *crtc) error {
+	k.over.disable(r)
+	planes, err := d.card.Planes()
+	if err != nil {
+		return err
+	}
+	for _, p := range planes {
+		if p.CRTC != k.id || p.ID == k.plane || p.ID == k.over.id {
+			continue
+		}
+		values, ids, err := d.card.ObjectProps(p.ID, ObjectPlane)
+		if err != nil {
+			return err
+		}
+		if values["type"] != planeCursor {
+			(&overlay{p.ID, ids}).disable(r)
+		}
+	}
+	return nil
+}
+
 // disable turns a CRTC off.
 func (k *crtc) disable(r *Request) {
 	r.Set(k.id, k.props["ACTIVE"], 0)

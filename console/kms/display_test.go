@@ -313,6 +313,22 @@ func TestLeftOver(t *testing.T) {
 	}
 }
 
+// TestLeftOverPlane finds a plane that another program has left on: it could lie above the bar.
+func TestLeftOverPlane(t *testing.T) {
+	for _, noOverlay := range []bool{false, true} {
+		f := newFake()
+		f.noOverlay = noOverlay
+		f.over.crtc, f.over.fb = 51, 7
+		d := open(t, f, Options{})
+		s := scan(t, d)[0]
+		present(t, s, buffer(t, s))
+		refresh(t, d, s)
+		if f.over.crtc != 0 || f.over.fb != 0 {
+			t.Errorf("the plane is left on: %+v (an overlay for us: %t)", f.over, !noOverlay)
+		}
+	}
+}
+
 func TestCursor(t *testing.T) {
 	cursor := func(w, h int) *display.Cursor {
 		return &display.Cursor{Width: w, Height: h, Hot: image.Pt(1, 2), Pixels: slices.Repeat([]byte{1, 2, 3, 4}, w*h)}

@@ -191,6 +191,9 @@ func (f *fake) ioctl(nr uintptr, arg unsafe.Pointer) unix.Errno {
 		if c := f.crtc(a.ID); c != nil && c.active {
 			a.CRTC, a.FB = c.id, c.fb
 		}
+		if a.ID == 63 {
+			a.CRTC, a.FB = f.over.crtc, f.over.fb
+		}
 	case nrObjGetProperties:
 		f.objProps((*objProperties)(arg))
 	case nrGetProperty:

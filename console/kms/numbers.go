@@ -71,6 +71,7 @@ const Connected = 1
 const (
 	planeOverlay = 0
 	planePrimary = 1
+	planeCursor  = 2
 )
 
 // Flags of PageFlip and Atomic.

@@ -296,7 +296,12 @@ func (s *Screen) commitMode(fb uint32, user uint64) error {
 	} {
 		r.Set(k.plane, k.planeIDs[p.name], p.value)
 	}
-	k.over.disable(r) // another program may have left it on
+	// As another program may have left it: turned, or half transparent.
+	r.Set(k.plane, k.planeIDs["rotation"], rotate0)
+	r.Set(k.plane, k.planeIDs["alpha"], noAlpha)
+	if err := s.d.disablePlanes(r, k); err != nil {
+		return errors.Join(err, card.DestroyBlob(blob))
+	}
 	err = card.Commit(r, flagFlipEvent|flagAllowModeset, user)
 	if errors.Is(err, unix.EINVAL) {
 		// Perhaps the connector hangs at a CRTC that another program has left on.
