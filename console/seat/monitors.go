@@ -88,9 +88,10 @@ func (s *Seat) plug(out output.Output) (*compose.Head, error) {
 		}
 	}
 	var err error
-	if m.head, err = s.Add(out); err != nil {
+	if m.head, err = s.Compositor.Add(out); err != nil {
 		return nil, err
 	}
+	s.own.fit()
 	s.monitors.heads = append(s.monitors.heads, m)
 	s.monitors.arrange()
 	return m.head, nil

@@ -23,7 +23,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/console/compose"
-	"github.com/lodgehv/lodge/console/output"
 	"github.com/lodgehv/lodge/console/textui"
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/hid"
@@ -133,13 +132,6 @@ func (s *Seat) Run(ctx context.Context) {
 	wg.Go(func() { s.own.run(ctx) })
 	wg.Go(func() { s.status(ctx) })
 	wg.Wait()
-}
-
-// Add makes an output show what the others do; see compose.Compositor.
-func (s *Seat) Add(out output.Output) (*compose.Head, error) {
-	h, err := s.Compositor.Add(out)
-	s.own.fit()
-	return h, err
 }
 
 // Focus returns the name of the guest that has screen and keyboard, "Lodge" if it is the seat's own console.

@@ -294,7 +294,7 @@ func TestLightsWhileConnecting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Add(out); err != nil {
+	if _, err := s.Plug(out); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -128,7 +128,7 @@ func (w *keyWay) sit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	head, err := s.Add(screen)
+	show, err := s.Plug(screen)
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (w *keyWay) sit(ctx context.Context) error {
 	keyboard := evdev.NewStream(r, &evdev.Info{Path: "a pipe", Name: "keyboard"})
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = head.Run(ctx) }) // a screen in memory has nothing to say
+	wg.Go(func() { _ = show(ctx) }) // a screen in memory has nothing to say
 	wg.Go(func() { s.Run(ctx) })
 	wg.Go(func() {
 		t := evdev.NewTranslator(keyboard.Info(), evdev.Options{})

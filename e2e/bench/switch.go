@@ -76,13 +76,13 @@ func newSwitching(ctx context.Context, dir string, guests int) (_ *switching, er
 	if err != nil {
 		return nil, errors.Join(err, r.guests.close())
 	}
-	head, err := r.seat.Add(screen)
+	show, err := r.seat.Plug(screen)
 	if err != nil {
 		return nil, errors.Join(err, r.guests.close())
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = head.Run(ctx) }) // a screen in memory has nothing to say
+	wg.Go(func() { _ = show(ctx) }) // a screen in memory has nothing to say
 	wg.Go(func() { r.seat.Run(ctx) })
 	r.stop = func() { cancel(); wg.Wait() }
 	for range guests {
