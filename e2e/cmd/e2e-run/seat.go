@@ -123,12 +123,14 @@ func (t *tourist) tour(ctx context.Context) error {
 	}
 	say("both desktops are up; pressing chords")
 	var took []float64
+	var shown desk.Desktop
 	for n := range 10 {
 		k := desktops[(n+1)%len(desktops)]
 		e, err := t.d.Chord(ctx, k)
 		if err != nil {
 			return err
 		}
+		shown = k
 		took = append(took, e.TookUS/1000)
 		say("Ctrl+Alt+%d: the picture of %s was handed to the display after %.2f ms", k.Slot, k.Name, e.TookUS/1000)
 		if n < len(desktops) {
@@ -139,7 +141,7 @@ func (t *tourist) tour(ctx context.Context) error {
 	}
 	slices.Sort(took)
 	say("from chord to picture in this emulated notebook: %.2f to %.2f ms, %.2f in the middle", took[0], took[len(took)-1], took[len(took)/2])
-	if err := t.typing(ctx, desktops[len(desktops)-1]); err != nil {
+	if err := t.typing(ctx, shown); err != nil {
 		return err
 	}
 	if err := t.attention(ctx, first); err != nil {
@@ -164,6 +166,8 @@ func (t *tourist) shows(ctx context.Context, k desk.Desktop, shot string) error 
 
 // typing types a word into the desktop that is on the screen.
 func (t *tourist) typing(ctx context.Context, k desk.Desktop) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("no answer within a minute"))
+	defer cancel()
 	const word = "hello"
 	say("typing %q", word)
 	if err := t.d.Type(ctx, word+"\n"); err != nil {
@@ -180,7 +184,7 @@ func (t *tourist) typing(ctx context.Context, k desk.Desktop) error {
 		select {
 		case <-time.After(200 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("guest %s has not got what was typed: %w", k.Name, context.Cause(ctx))
+			return fmt.Errorf("guest %s has not got what was typed, but %q: %w", k.Name, got, context.Cause(ctx))
 		}
 	}
 	say("guest %s has got it, in its terminal", k.Name)
