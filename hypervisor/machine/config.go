@@ -8,6 +8,7 @@
 package machine
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 
@@ -29,6 +30,10 @@ type Config struct {
 	KVM    *kvm.System
 	CPUs   int    // 1 to MaxCPUs
 	Memory uint64 // bytes, MinMemory to MaxMemory in whole pages
+
+	// SharedMemory says that cards give the guest's memory to other processes (virtio.Remote). It is in a memfd then, which
+	// most hosts do not back by huge pages.
+	SharedMemory bool
 
 	Boot Boot
 
@@ -75,6 +80,7 @@ type Board struct {
 	Mapper    bus.Mapper
 	Pin       uint8 // INTx pin to use
 	Log       *slog.Logger
+	Shared    bool // Mem is in a memfd
 }
 
 // Card is a PCI card as the machine sees it.
@@ -91,6 +97,9 @@ func Virtio(name string, make func() (virtio.Device, error)) Slot {
 		d, err := make()
 		if err != nil {
 			return nil, err
+		}
+		if _, remote := d.(virtio.Remote); remote && !b.Shared {
+			return nil, errors.New("another process serves it, which needs a machine with SharedMemory")
 		}
 		return virtiopci.New(d, virtiopci.Config{Name: b.Name, Mem: b.Mem, Doorbells: b.Doorbells, Pin: b.Pin, Log: b.Log})
 	}}
