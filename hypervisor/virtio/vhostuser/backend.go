@@ -5,8 +5,8 @@
 // The back end maps the guest's memory, waits for the driver's kicks itself and interrupts the guest by eventfds that KVM
 // listens to: this process sets that up and takes it down again, and sees no request. It trusts a back end with the guest's
 // memory, as it must, and with nothing else: an answer that cannot be, or none in time, ends the connection, and the device
-// needs a reset. A back end that goes away and keeps its requests in flight where its successor finds them ("Inflight I/O
-// tracking") is waited for.
+// needs a reset. A back end that goes away is waited for if nothing is lost with it (Config.Reconnect), and if its requests in
+// flight are where its successor finds them ("Inflight I/O tracking").
 package vhostuser
 
 import (
@@ -71,7 +71,14 @@ type Config struct {
 	Name    string                                       // of the disk, for messages
 	Dial    func(context.Context) (*net.UnixConn, error) // connects to it, first of all and when it has gone away
 	Timeout time.Duration                                // how long it may take to answer; 0 is 5 s
-	Log     *slog.Logger                                 // nil is slog.Default
+
+	// Reconnect says that the back end keeps nothing to itself that it has told the guest is written, as with a raw image: if
+	// it dies, another may take its place while the guest runs. One that keeps what the guest has not flushed (QEMU keeps
+	// tables of a qcow2 image) would lose that, and the guest go on as if it had not. A disk that cannot be written to needs
+	// no such word.
+	Reconnect bool
+
+	Log *slog.Logger // nil is slog.Default
 }
 
 // DialPath returns a Dial for the Unix socket at path.

@@ -37,6 +37,11 @@ func newConn(sock *net.UnixConn) *conn {
 
 // fail ends the connection. What ended it first is why.
 func (c *conn) fail(err error) {
+	for _, hungUp := range []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE} {
+		if errors.Is(err, hungUp) {
+			err = errHungUp
+		}
+	}
 	c.once.Do(func() {
 		c.err = err
 		_ = c.sock.Close()
@@ -61,9 +66,6 @@ func (c *conn) alive() bool {
 func (c *conn) read() {
 	for {
 		m, err := readMessage(c.sock)
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) {
-			err = errHungUp
-		}
 		if err == nil {
 			err = c.deliver(m)
 		}

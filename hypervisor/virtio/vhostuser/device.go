@@ -91,7 +91,7 @@ func (d *Device) limit() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 2*d.b.cfg.Timeout)
 }
 
-// Start has the back end serve the queues. If it is away and was there before, it is waited for.
+// Start has the back end serve the queues. If it is away and was there before, it is waited for, should it come back.
 func (d *Device) Start(env *virtio.Env) error {
 	// Memory that is being restored would look empty to another process.
 	if err := env.Mem.WaitFilled(context.Background()); err != nil {
@@ -104,6 +104,12 @@ func (d *Device) Start(env *virtio.Env) error {
 	defer cancel()
 	d.env, b.dev = env, d
 	copy(d.calls, env.Calls)
+	if d.ran && !b.conn.alive() {
+		if err := d.mayReconnect(); err != nil {
+			d.env, b.dev = nil, nil
+			return err
+		}
+	}
 	if err := d.begin(ctx); err != nil {
 		wait := d.ran && !b.conn.alive() // what a back end that is there does not do, it will not do later
 		b.conn.fail(err)                 // it may have begun half of it
@@ -295,10 +301,21 @@ func (d *Device) resume(ctx context.Context) (bool, error) {
 	return false, d.lost()
 }
 
+// mayReconnect says whether the back end, which has gone away, has taken with it what the guest believes is written.
+func (d *Device) mayReconnect() error {
+	if b := d.b; !b.cfg.Reconnect && b.features&featureRO == 0 {
+		return fmt.Errorf("disk %s: what the guest had not flushed may be lost: %w: restart the guest", b.cfg.Name, b.conn.err)
+	}
+	return nil
+}
+
 // lost sets the queues' positions after the connection has ended, with b locked. The error says that requests are lost: of
 // those that the driver waits for the back end has done some, in whatever order, and nobody knows which. As long as it has
 // done none, all can be done again.
 func (d *Device) lost() error {
+	if err := d.mayReconnect(); err != nil {
+		return err
+	}
 	for i, q := range d.env.Queues {
 		if q == nil {
 			continue
@@ -363,6 +380,7 @@ func (d *Device) end(ctx context.Context) error {
 	defer cancel()
 	for _, q := range d.env.Queues {
 		if q != nil {
+			q.Kick() // for those that the driver has not told of yet
 			_ = d.until(drain, func() bool { return q.UsedIndex() == q.AvailIndex() })
 		}
 	}

@@ -316,7 +316,7 @@ func (s *served) stop(i int) uint16 {
 
 // config returns a Config that reaches f.
 func (f *fake) config() Config {
-	return Config{Name: "root", Dial: DialPath(f.path), Log: testLog(f.t)}
+	return Config{Name: "root", Dial: DialPath(f.path), Reconnect: true, Log: testLog(f.t)}
 }
 
 // open connects to f.

@@ -356,6 +356,52 @@ func TestLost(t *testing.T) {
 	virtiotest.New(t, d, 0)
 }
 
+// A back end that keeps writes to itself takes them with it: the driver has to know that too, whether it runs or is paused, and
+// may start anew.
+func TestUnflushed(t *testing.T) {
+	f := newFake(t)
+	cfg := f.config()
+	cfg.Reconnect = false
+	b, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	d, err := New(b, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "what the guest had not flushed may be lost"
+	r := virtiotest.New(t, d, 0)
+	write(r, 0, 3, pattern(512, 9))
+	f.kill()
+	select {
+	case err := <-r.Broken:
+		if !strings.Contains(err.Error(), want) {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the driver is not told")
+	}
+	f.listen()
+	r.Stop()
+	if err := d.Start(r.Env); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("started again: %v", err)
+	}
+	d.Reset()
+	r = virtiotest.New(t, d, 0)
+	if got := read(r, 0, 3, 512)[0]; got != 9 {
+		t.Errorf("read %#x", got)
+	}
+	r.Stop()
+	f.kill()
+	eventually(t, "death is seen", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return !b.conn.alive() })
+	f.listen()
+	if err := d.Start(r.Env); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("resumed: %v", err)
+	}
+}
+
 // A guest is not saved while requests wait for a back end that is away, and goes on when it is back.
 func TestPausedWhileAway(t *testing.T) {
 	f := newFake(t)
@@ -473,6 +519,7 @@ func TestRefuses(t *testing.T) {
 	}
 	// Memory that nobody else can map.
 	private := virtiotest.New(t, &virtiotest.Func{Sizes: []uint16{256}}, 0)
+	eventually(t, "death is seen", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return !b.conn.alive() })
 	f.listen()
 	if err := d.Start(private.Env); err == nil || !strings.Contains(err.Error(), "shared memory") {
 		t.Errorf("private memory: %v", err)
