@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lodgehv/lodge/internal/ratelog"
 )
 
 // Program is what Start runs, and the package of Debian that has it.
@@ -32,7 +34,7 @@ type Config struct {
 	Image    Image
 	ReadOnly bool         // the guest must not write
 	Queues   int          // request queues; 0 is 1
-	Log      *slog.Logger // for what the daemon says; nil is slog.Default
+	Log      *slog.Logger // for what the daemon says, limited in rate: a guest can make it speak. nil is slog.Default
 }
 
 // Daemon is a running storage daemon.
@@ -77,8 +79,7 @@ func start(ctx context.Context, cfg Config) (*Daemon, error) {
 	}
 	defer ours.Close()
 	defer theirs.Close()
-	d := &Daemon{name: cfg.Name, socket: cfg.Socket, done: make(chan struct{}),
-		said: &lines{log: cfg.Log.With("disk", cfg.Name)}}
+	d := &Daemon{name: cfg.Name, socket: cfg.Socket, done: make(chan struct{}), said: &lines{}}
 	d.cmd = exec.Command(program, arguments(cfg, nodes)...)
 	d.cmd.ExtraFiles = []*os.File{listener, theirs} // descriptors 3 and 4, and the secret 5
 	d.cmd.Stdout, d.cmd.Stderr = d.said, d.said
@@ -90,12 +91,21 @@ func start(ctx context.Context, cfg Config) (*Daemon, error) {
 		defer secret.Close()
 		d.cmd.ExtraFiles = append(d.cmd.ExtraFiles, secret)
 	}
+	limited := ratelog.New(cfg.Log.With("disk", cfg.Name).Handler(), logBurst, time.Second)
+	d.said.log = slog.New(limited)
+	endLog := func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = limited.Close(ctx) // a reader that is slower than that loses the last lines
+	}
 	if err := d.cmd.Start(); err != nil {
+		endLog()
 		return nil, errors.Join(err, os.Remove(cfg.Socket))
 	}
 	go func() {
 		d.err = d.cmd.Wait()
 		d.said.flush()
+		endLog()
 		close(d.done)
 	}()
 	// When the daemon ends, both sockets are to end as well.
@@ -138,6 +148,9 @@ func secretFile(p []byte) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// logBurst is how many lines of a daemon are logged at once: more than it says when it starts or fails.
+const logBurst = 10
 
 // startLimit is how long a daemon may take to open its image.
 const startLimit = 30 * time.Second
