@@ -60,7 +60,6 @@ type vring struct {
 	callMu sync.Mutex
 	env    *virtio.Env
 	dev    *blk.Device
-	user   [3]uint64
 }
 
 func newFake(t testing.TB) *fake {
