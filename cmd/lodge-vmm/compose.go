@@ -24,6 +24,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/virtio/console"
 	virtionet "github.com/lodgehv/lodge/hypervisor/virtio/net"
 	"github.com/lodgehv/lodge/hypervisor/virtio/rng"
+	"github.com/lodgehv/lodge/hypervisor/virtio/vhostuser"
 	"github.com/lodgehv/lodge/hypervisor/virtio/vsock"
 )
 
@@ -54,7 +55,7 @@ func (r *resources) opened(c io.Closer) { r.closers = append(r.closers, c) }
 func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) (r *resources, err error) {
 	r = &resources{config: machine.Config{
 		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Serial: serial, Log: log,
-		Battery: new(legacy.Battery), SharedMemory: def.Display != nil && def.Display.Blob,
+		Battery: new(legacy.Battery), SharedMemory: def.SharesMemory(),
 	}}
 	defer func() {
 		if err != nil {
@@ -115,6 +116,12 @@ func (r *resources) boot(def *definition.Definition, _ *slog.Logger) error {
 
 func (r *resources) disks(def *definition.Definition, log *slog.Logger) error {
 	for _, k := range def.Disks {
+		if k.Socket != "" {
+			if err := r.remoteDisk(def, k, log); err != nil {
+				return err
+			}
+			continue
+		}
 		f, err := openDisk(k)
 		if err != nil {
 			return fmt.Errorf("disk %q: %w", k.Name, err)
@@ -127,6 +134,22 @@ func (r *resources) disks(def *definition.Definition, log *slog.Logger) error {
 			})
 		})
 	}
+	return nil
+}
+
+// remoteDisk adds a disk that another process serves. It has as many queues as the guest has CPUs, if the other has.
+func (r *resources) remoteDisk(def *definition.Definition, k definition.Disk, log *slog.Logger) error {
+	b, err := vhostuser.Open(context.Background(), vhostuser.Config{Name: k.Name, Dial: vhostuser.DialPath(k.Socket),
+		Reconnect: k.Reconnect, Log: log})
+	if err != nil {
+		return err
+	}
+	r.opened(b)
+	opt := vhostuser.Options{Queues: def.CPUs, ReadOnly: k.ReadOnly}
+	if _, err := vhostuser.New(b, opt); err != nil { // now rather than when there is a machine
+		return err
+	}
+	r.add("blk."+k.Name, func() (virtio.Device, error) { return vhostuser.New(b, opt) })
 	return nil
 }
 

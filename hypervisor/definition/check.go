@@ -112,8 +112,17 @@ func (c *checker) disks(disks []Disk) {
 	for i, k := range disks {
 		at := fmt.Sprintf("disk[%d]", i)
 		c.name(at, "disk", k.Name, names)
-		if k.Path == "" {
-			c.fail(at+".path", "disk %q: set path to a raw image or a block device", k.Name)
+		switch {
+		case k.Path == "" && k.Socket == "":
+			c.fail(at+".path", "disk %q: set path to a raw image or a block device, or socket to a storage daemon's", k.Name)
+		case k.Path != "" && k.Socket != "":
+			c.fail(at+".socket", "disk %q: both a path and a socket: remove one of them", k.Name)
+		case k.Socket != "" && k.Direct:
+			c.fail(at+".direct", "disk %q: direct belongs to a path: the storage daemon opens the image", k.Name)
+		case k.Socket != "" && k.Serial != "":
+			c.fail(at+".serial", "disk %q: serial belongs to a path: the storage daemon says what the guest sees", k.Name)
+		case k.Path != "" && k.Reconnect:
+			c.fail(at+".reconnect", "disk %q: reconnect belongs to a socket", k.Name)
 		}
 		if len(k.Serial) > 20 {
 			c.fail(at+".serial", "disk %q: serial %q has %d bytes: at most 20 are possible", k.Name, k.Serial, len(k.Serial))
@@ -246,6 +255,9 @@ func (c *checker) sockets(d *Definition) {
 	if d.Vsock != nil {
 		check("vsock.path", d.Vsock.Path, maxSocketPath-maxPortSuffix)
 	}
+	for i, k := range d.Disks {
+		check(fmt.Sprintf("disk[%d].socket", i), k.Socket, maxSocketPath)
+	}
 	for i, n := range d.NICs {
 		check(fmt.Sprintf("nic[%d].socket", i), n.Socket, maxSocketPath)
 	}
@@ -279,9 +291,10 @@ func (d *Definition) complete(dir string) {
 	}
 	paths := []*string{&d.Boot.Kernel, &d.Boot.Initrd, &d.Boot.Firmware, &d.Serial.Path, &d.Serial2.Path, &d.Debug, &d.Control}
 	for i := range d.Disks {
-		paths = append(paths, &d.Disks[i].Path)
-		if d.Disks[i].Serial == "" {
-			d.Disks[i].Serial = d.Disks[i].Name[:min(20, len(d.Disks[i].Name))]
+		k := &d.Disks[i]
+		paths = append(paths, &k.Path, &k.Socket)
+		if k.Serial == "" && k.Socket == "" {
+			k.Serial = k.Name[:min(20, len(k.Name))]
 		}
 	}
 	for i := range d.NICs {
@@ -359,6 +372,8 @@ func (d *Definition) CheckHost(file string) error {
 		}
 		c.hostFile(fmt.Sprintf("disk[%d].path", i), fmt.Sprintf("disk %q:", k.Name), k.Path, mode,
 			fmt.Sprintf("correct the path, or make one with 'truncate -s 8G %s'", k.Path))
+		c.hostFile(fmt.Sprintf("disk[%d].socket", i), fmt.Sprintf("disk %q: socket", k.Name), k.Socket, unix.R_OK|unix.W_OK,
+			"correct the path, or start its storage daemon")
 	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -47,13 +48,20 @@ type Boot struct {
 	Firmware string `toml:"firmware,omitempty"`
 }
 
-// Disk is a virtio block device over a raw file or a block device.
+// Disk is a virtio block device over a raw file or a block device, or one that another process serves (vhost-user).
 type Disk struct {
-	Name     string `toml:"name"`
-	Path     string `toml:"path"`
-	ReadOnly bool   `toml:"readonly,omitempty"`
-	Direct   bool   `toml:"direct,omitempty"` // O_DIRECT: past the host's page cache
-	Serial   string `toml:"serial,omitempty"` // up to 20 bytes; the name if it is missing
+	Name      string `toml:"name"`
+	Path      string `toml:"path,omitempty"`
+	Socket    string `toml:"socket,omitempty"` // of the other process; in place of a path
+	ReadOnly  bool   `toml:"readonly,omitempty"`
+	Direct    bool   `toml:"direct,omitempty"`    // O_DIRECT: past the host's page cache; with a path
+	Serial    string `toml:"serial,omitempty"`    // up to 20 bytes; the name if it is missing; with a path
+	Reconnect bool   `toml:"reconnect,omitempty"` // the other process loses nothing when it dies; with a socket
+}
+
+// SharesMemory reports whether the guest's memory has to be one that other processes can map.
+func (d *Definition) SharesMemory() bool {
+	return d.Display != nil && d.Display.Blob || slices.ContainsFunc(d.Disks, func(k Disk) bool { return k.Socket != "" })
 }
 
 // NIC is a virtio network device over a tap or a stream socket.

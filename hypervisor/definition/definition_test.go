@@ -49,6 +49,11 @@ name = "swap"
 path = "swap.img"
 serial = "S 1"
 
+[[disk]]
+name = "far"
+socket = "far.sock"
+reconnect = true
+
 [[nic]]
 name = "lan"
 tap = "tap0"
@@ -91,6 +96,7 @@ func TestParse(t *testing.T) {
 			{Name: "root", Path: "/images/root.img", Serial: "root"},
 			{Name: "data-of-a-very-long-name", Path: "/dev/vg/data", ReadOnly: true, Direct: true, Serial: "data-of-a-very-long-"},
 			{Name: "swap", Path: "/guests/swap.img", Serial: "S 1"},
+			{Name: "far", Socket: "/guests/far.sock", Reconnect: true},
 		},
 		NICs: []NIC{
 			{Name: "lan", MAC: "52:54:00:ab:cd:ef", Tap: "tap0"},
@@ -332,7 +338,11 @@ func drawn(t *rapid.T) *Definition {
 		d.Boot.Firmware = path.Draw(t, "firmware")
 	}
 	for i, name := range rapid.SliceOfNDistinct(drawName, 0, 4, rapid.ID[string]).Draw(t, "disks") {
-		d.Disks = append(d.Disks, Disk{Name: name, Path: path.Draw(t, "path"), ReadOnly: flip.Draw(t, "ro"), Direct: i == 1})
+		k := Disk{Name: name, Path: path.Draw(t, "path"), ReadOnly: flip.Draw(t, "ro"), Direct: i == 1}
+		if i == 2 {
+			k = Disk{Name: name, Socket: path.Draw(t, "socket"), Reconnect: flip.Draw(t, "reconnect")}
+		}
+		d.Disks = append(d.Disks, k)
 	}
 	for _, name := range rapid.SliceOfNDistinct(drawName, 0, 3, rapid.ID[string]).Draw(t, "nics") {
 		n := NIC{Name: name, Tap: "tap0"}

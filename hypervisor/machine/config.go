@@ -8,6 +8,7 @@
 package machine
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 
@@ -30,8 +31,8 @@ type Config struct {
 	CPUs   int    // 1 to MaxCPUs
 	Memory uint64 // bytes, MinMemory to MaxMemory in whole pages
 
-	// SharedMemory makes the memory one whose regions have a File (mem.Alloc): for devices that share it with others. It costs
-	// what small pages cost, unless the host gives huge ones to files in memory.
+	// SharedMemory says that cards give the guest's memory to other processes (virtio.Remote), or parts of it. It is in a memfd
+	// then (mem.Alloc), which most hosts do not back by huge pages.
 	SharedMemory bool
 
 	Boot Boot
@@ -79,6 +80,7 @@ type Board struct {
 	Mapper    bus.Mapper
 	Pin       uint8 // INTx pin to use
 	Log       *slog.Logger
+	Shared    bool // Mem is in a memfd
 }
 
 // Card is a PCI card as the machine sees it.
@@ -95,6 +97,9 @@ func Virtio(name string, make func() (virtio.Device, error)) Slot {
 		d, err := make()
 		if err != nil {
 			return nil, err
+		}
+		if _, remote := d.(virtio.Remote); remote && !b.Shared {
+			return nil, errors.New("another process serves it, which needs a machine with SharedMemory")
 		}
 		return virtiopci.New(d, virtiopci.Config{Name: b.Name, Mem: b.Mem, Doorbells: b.Doorbells, Pin: b.Pin, Log: b.Log})
 	}}

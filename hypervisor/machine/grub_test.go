@@ -16,6 +16,23 @@ import (
 // looks for it as it comes. To switch off GRUB reads the RSDT, the FADT and \_S5 in the DSDT itself.
 func TestGRUB(t *testing.T) {
 	cfg := small(t, kvmtest.Program{Main: func(*kvmtest.Asm) {}})
+	disk := grubDisk(t)
+	t.Parallel()
+	cfg.Slots = []Slot{diskSlot(disk)}
+	bootGRUB(t, cfg)
+}
+
+// The same from a qcow2 image, which another process serves.
+func TestGRUBVhostUser(t *testing.T) {
+	cfg := small(t, kvmtest.Program{Main: func(*kvmtest.Asm) {}})
+	disk := grubDisk(t)
+	t.Parallel()
+	bootGRUB(t, newStorage(t, disk.Name()).on(cfg))
+}
+
+// grubDisk returns a disk with a GRUB that says GRUB-OK on the serial port and switches off.
+func grubDisk(t *testing.T) *os.File {
+	t.Helper()
 	const grub = "/usr/lib/grub/i386-pc"
 	bootImg, err := os.ReadFile(filepath.Join(grub, "boot.img"))
 	if err != nil {
@@ -25,7 +42,6 @@ func TestGRUB(t *testing.T) {
 	if err != nil {
 		t.Skipf("needs grub-pc-bin: %v", err)
 	}
-	t.Parallel()
 	dir := t.TempDir()
 	config, core := filepath.Join(dir, "grub.cfg"), filepath.Join(dir, "core.img")
 	if err := os.WriteFile(config, []byte("serial --unit=0 --speed=115200\nterminal_output serial\n"+
@@ -46,10 +62,15 @@ func TestGRUB(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	return disk
+}
+
+// bootGRUB runs a machine with a grubDisk to its end.
+func bootGRUB(t *testing.T, cfg Config) {
+	t.Helper()
 	com1 := newScreen()
 	cfg.Boot = Boot{Firmware: openImage(t, seabios)}
 	cfg.Memory = 64 << 20
-	cfg.Slots = []Slot{diskSlot(disk)}
 	m := newMachine(t, cfg.withSerial(com1))
 	start(t, m)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)

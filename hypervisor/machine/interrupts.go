@@ -174,7 +174,13 @@ func (v *vectors) send(e *vector) error {
 func (v *vectors) Pending(i int) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.v[i].pending
+	e := &v.v[i]
+	if e.fd < 0 || e.bound {
+		return e.pending
+	}
+	p := []unix.PollFd{{Fd: int32(e.fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return e.pending || err == nil && n == 1
 }
 
 // Cancel implements irq.Vectors.

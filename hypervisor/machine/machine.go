@@ -167,7 +167,8 @@ func (m *Machine) addCards() error {
 			return fmt.Errorf("two cards are called %q", s.Name)
 		}
 		names[s.Name] = true
-		card, err := s.New(Board{Name: s.Name, Mem: m.mem, Doorbells: doorbells{m.vm}, Mapper: m.mapper, Pin: 1, Log: m.log})
+		card, err := s.New(Board{Name: s.Name, Mem: m.mem, Doorbells: doorbells{m.vm}, Mapper: m.mapper, Pin: 1, Log: m.log,
+			Shared: m.cfg.SharedMemory})
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.Name, err)
 		}

@@ -177,8 +177,9 @@ func newestVersion(id string) uint16 {
 
 // RestoreOptions says how memory comes back.
 type RestoreOptions struct {
-	// Shared brings memory back lazily into a memfd that other processes can be given, as Config.SharedMemory does too.
-	// Otherwise the saved file is mapped privately, which is fastest.
+	// Shared brings memory back lazily into a memfd that other processes can be given. Otherwise the saved file is mapped
+	// privately, which is fastest. With Config.SharedMemory all is read before Restore returns: another process would find
+	// empty what is not there yet.
 	Shared bool
 	Lazy   mem.LazyOptions // for either
 }
@@ -202,9 +203,12 @@ func Restore(cfg Config, s *Saved, opt RestoreOptions) (*Machine, error) {
 		return nil, fmt.Errorf("saved state %s: %w", s.dir, err)
 	}
 	var memory *mem.Memory
-	if opt.Shared || cfg.SharedMemory {
+	switch {
+	case cfg.SharedMemory:
+		memory, err = mem.Load(f, s.file.Snapshot, ranges)
+	case opt.Shared:
 		memory, err = mem.Lazy(f, s.file.Snapshot, ranges, opt.Lazy)
-	} else {
+	default:
 		memory, err = mem.MapPrivate(f, s.file.Snapshot, ranges)
 	}
 	if err != nil {

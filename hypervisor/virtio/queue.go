@@ -231,6 +231,25 @@ func (q *Queue) State(c *snap.Codec) {
 	c.U16(&q.signalled)
 }
 
+// Config returns where the driver put the queue.
+func (q *Queue) Config() Config { return q.cfg }
+
+// KickFD returns the eventfd that the driver's notifications signal.
+func (q *Queue) KickFD() int { return int(q.fd) }
+
+// Position returns the index of the next entry of the available ring to take, of a queue whose chains that were taken are
+// all Done. It is for a Remote device, as are the three that follow.
+func (q *Queue) Position() uint16 { return q.lastAvail }
+
+// SetPosition sets where the other process has stopped.
+func (q *Queue) SetPosition(next uint16) { q.lastAvail, q.usedIdx, q.signalled = next, next, next }
+
+// AvailIndex returns the index of the available ring: how far the driver is. It is the guest's to set, right or wrong.
+func (q *Queue) AvailIndex() uint16 { return load16(q.avail, 2) }
+
+// UsedIndex returns the index of the used ring: how far whoever serves the queue is, if the guest leaves it alone.
+func (q *Queue) UsedIndex() uint16 { return load16(q.used, 2) }
+
 // NewEventFD returns an eventfd for a queue's kicks. name is what errors call it.
 func NewEventFD(name string) (*os.File, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
@@ -238,6 +257,21 @@ func NewEventFD(name string) (*os.File, error) {
 		return nil, fmt.Errorf("eventfd for %s: %w", name, err)
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// NewRemoteEventFD returns an eventfd for the kicks of a Remote device's queue: not in Go's poller, which would wake this
+// process at each kick of the guest.
+func NewRemoteEventFD(name string) (*os.File, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("eventfd for %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name) // which puts what is non-blocking by now into the poller
+	if err := unix.SetNonblock(fd, true); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("eventfd for %s: %w", name, err)
+	}
+	return f, nil
 }
 
 // EventFD returns the descriptor of an eventfd, or -1 of nil. Fd() could switch the file to blocking mode.

@@ -72,11 +72,22 @@ type Device interface {
 	State(c *snap.Codec)
 }
 
+// Remote is a Device whose queues another process serves (vhost-user): the driver's kicks and the queues' interrupts pass
+// between the guest and that process by eventfds, without a worker of ours. Start finds them in Queue.KickFD and Env.Calls,
+// and begins at Queue.Position; Stop leaves there where the other process has stopped.
+type Remote interface {
+	Device
+	// SetCall says that queue interrupts by call, an eventfd, from now on: the driver has moved the queue's interrupt. It comes
+	// between Start and Stop, like them serialised with all other calls.
+	SetCall(queue, call int)
+}
+
 // Env is what a device works with between Start and Stop.
 type Env struct {
 	Mem      *mem.Memory
 	Features uint64   // as negotiated, with CoreFeatures
 	Queues   []*Queue // an entry for every queue; nil where the driver did not enable it
+	Calls    []int    // of a Remote device: for every queue the eventfd that interrupts for it, or -1
 	// ConfigChanged tells the driver that the device-specific configuration has changed.
 	ConfigChanged func()
 	// Broken marks the device as broken (DEVICE_NEEDS_RESET) and logs err once.

@@ -133,6 +133,7 @@ func (t *Transport) writeCommon(off uint64, p []byte) {
 	case regQueueVector<<8 | 2:
 		if q != nil {
 			q.vector.Store(t.vector(v))
+			t.moveCalls()
 		}
 	case regQueueEnable<<8 | 2:
 		if !frozen && v == 1 && t.status.Load()&statusDriverOK == 0 {
@@ -179,13 +180,18 @@ func (t *Transport) WriteConfig(off int, p []byte) {
 		return
 	}
 	t.fn.WriteConfig(off, p)
-	if off <= pci.Command && off+len(p) > pci.Command { // bus mastering may have changed
-		t.mu.Lock()
-		defer t.mu.Unlock()
+	command := off <= pci.Command && off+len(p) > pci.Command
+	if !command && t.remote == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if command { // bus mastering may have changed
 		if err := t.adjust(); err != nil {
 			t.broken(err)
 		}
 	}
+	t.moveCalls() // MSI-X may have been switched
 }
 
 // window returns the offset in the BAR that an access to the capability's data means, if it means one: from the start of

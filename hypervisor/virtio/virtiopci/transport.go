@@ -30,6 +30,7 @@ type Config struct {
 type Transport struct {
 	cfg    Config
 	dev    virtio.Device
+	remote virtio.Remote // dev, if it is one
 	fn     *pci.Function
 	msix   *pci.MSIX
 	pciCap int // offset of the configuration access capability
@@ -65,15 +66,20 @@ type queueRegs struct {
 	enabled bool
 	cfg     virtio.Config
 	kick    *os.File
+	relay   *relay // of a Remote device, once it is needed
 }
 
 // New returns dev behind a transport. The caller inserts it into a slot after Attach.
 func New(dev virtio.Device, cfg Config) (*Transport, error) {
 	t := &Transport{cfg: cfg, dev: dev, queues: make([]queueRegs, len(dev.QueueSizes()))}
+	newEventFD := virtio.NewEventFD
+	if t.remote, _ = dev.(virtio.Remote); t.remote != nil {
+		newEventFD = virtio.NewRemoteEventFD
+	}
 	for i, size := range dev.QueueSizes() {
 		q := &t.queues[i]
 		q.max = size
-		kick, err := virtio.NewEventFD(fmt.Sprintf("%s queue %d", cfg.Name, i))
+		kick, err := newEventFD(fmt.Sprintf("%s queue %d", cfg.Name, i))
 		if err != nil {
 			return nil, errors.Join(err, t.Close())
 		}
@@ -145,6 +151,9 @@ func (t *Transport) Close() error {
 	for i := range t.queues {
 		if t.queues[i].kick != nil {
 			errs = append(errs, t.queues[i].kick.Close())
+		}
+		if t.queues[i].relay != nil {
+			errs = append(errs, t.queues[i].relay.close())
 		}
 	}
 	return errors.Join(errs...)
@@ -253,6 +262,9 @@ func (t *Transport) buildEnv() error {
 }
 
 func (t *Transport) start() error {
+	if err := t.findCalls(); err != nil {
+		return err
+	}
 	if err := t.dev.Start(t.env); err != nil {
 		return err
 	}

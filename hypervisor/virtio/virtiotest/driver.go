@@ -19,7 +19,8 @@ const MemSize = 4 << 20
 // timeout bounds every wait of a test: far more than any device takes.
 const timeout = 10 * time.Second
 
-// Rig is a device with a driver: heap-backed memory, one driver queue for every queue of the device.
+// Rig is a device with a driver: heap-backed memory (a memfd if the device is virtio.Remote), one driver queue for every
+// queue of the device.
 type Rig struct {
 	T       testing.TB
 	Device  virtio.Device
@@ -35,7 +36,7 @@ type Rig struct {
 // New returns a running device with the features that it offers, less those in without.
 func New(t testing.TB, d virtio.Device, without uint64) *Rig {
 	t.Helper()
-	r := &Rig{T: t, Device: d, Mem: mem.NewHeap(MemSize), next: 0x1000,
+	r := &Rig{T: t, Device: d, Mem: newMemory(t, d), next: 0x1000,
 		Broken: make(chan error, 16), Changed: make(chan struct{}, 64)}
 	features := (d.Features() | virtio.CoreFeatures) &^ without
 	for i, size := range d.QueueSizes() {
@@ -56,12 +57,25 @@ func New(t testing.TB, d virtio.Device, without uint64) *Rig {
 		}}
 	for _, q := range r.Queues {
 		r.Env.Queues = append(r.Env.Queues, q.dev)
+		r.Env.Calls = append(r.Env.Calls, q.call)
 	}
 	if err := d.Start(r.Env); err != nil {
 		t.Fatalf("start: %v", err)
 	}
 	t.Cleanup(func() { r.Stop(); d.Reset() })
 	return r
+}
+
+func newMemory(t testing.TB, d virtio.Device) *mem.Memory {
+	if _, remote := d.(virtio.Remote); !remote {
+		return mem.NewHeap(MemSize)
+	}
+	m, err := mem.Alloc([]mem.Range{{Size: MemSize}}, mem.AllocOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m
 }
 
 // Stop stops the device, and fails the test if that takes too long.
@@ -115,6 +129,7 @@ type Queue struct {
 	desc, avail, used []byte
 	free              uint16 // next descriptor to use; they are used round and round
 	seen              uint16 // used entries taken
+	call              int    // eventfd that interrupts, of a Remote device
 	Interrupts        chan struct{}
 	NoKick            bool // Send makes available without notifying
 }
@@ -124,21 +139,49 @@ func (r *Rig) newQueue(index int, size uint16, features uint64) *Queue {
 	q := &Queue{r: r, Interrupts: make(chan struct{}, 1)}
 	q.cfg = virtio.Config{Size: size, Desc: r.Alloc(16 * n), Avail: r.Alloc(6 + 2*n), Used: r.Alloc(6 + 8*n)}
 	q.desc, q.avail, q.used = r.Bytes(q.cfg.Desc, 16*n), r.Bytes(q.cfg.Avail, 6+2*n), r.Bytes(q.cfg.Used, 6+8*n)
-	kick, err := virtio.NewEventFD("test queue")
-	if err != nil {
-		r.T.Fatal(err)
-	}
-	r.T.Cleanup(func() { kick.Close() })
-	q.dev, err = virtio.NewQueue(index, r.Mem, q.cfg, features, kick, func() {
+	interrupt := func() {
 		select {
 		case q.Interrupts <- struct{}{}:
 		default:
 		}
-	})
+	}
+	newEventFD := virtio.NewEventFD
+	if _, remote := r.Device.(virtio.Remote); remote {
+		newEventFD = virtio.NewRemoteEventFD
+		q.call = NewCall(r.T, interrupt)
+	}
+	kick, err := newEventFD("test queue")
+	if err != nil {
+		r.T.Fatal(err)
+	}
+	r.T.Cleanup(func() { kick.Close() })
+	q.dev, err = virtio.NewQueue(index, r.Mem, q.cfg, features, kick, interrupt)
 	if err != nil {
 		r.T.Fatal(err)
 	}
 	return q
+}
+
+// NewCall returns an eventfd, for virtio.Env.Calls, whose signals call interrupt.
+func NewCall(t testing.TB, interrupt func()) int {
+	t.Helper()
+	call, err := virtio.NewEventFD("test interrupt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var count [8]byte
+		for {
+			if _, err := call.Read(count[:]); err != nil {
+				return // closed
+			}
+			interrupt()
+		}
+	}()
+	t.Cleanup(func() { call.Close(); <-done })
+	return virtio.EventFD(call)
 }
 
 // Desc is one descriptor of a chain.
