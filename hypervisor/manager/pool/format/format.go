@@ -28,8 +28,8 @@ const (
 	Raw        Format = "raw"
 	ISO        Format = "iso"         // ISO 9660: a CD or DVD
 	QCOW2      Format = "qcow2"       // random access
-	VMDKSparse Format = "vmdk"        // monolithicSparse; random access
-	VMDKStream Format = "vmdk-stream" // streamOptimized
+	VMDKSparse Format = "vmdk"        // monolithicSparse, and what QEMU writes as streamOptimized; random access
+	VMDKStream Format = "vmdk-stream" // streamOptimized as it is specified, with its tables at the end
 	OVA        Format = "ova"
 	Gzip       Format = "gzip"
 	XZ         Format = "xz"
@@ -82,7 +82,7 @@ func Detect(head []byte) (Format, error) {
 	case has(0, "QFI\xfb"):
 		return QCOW2, nil
 	case has(0, "KDMV"):
-		if len(head) >= 12 && binary.LittleEndian.Uint32(head[8:])&(vmdkCompressed|vmdkMarkers) == vmdkCompressed|vmdkMarkers {
+		if len(head) >= vmdkHeaderSize && binary.LittleEndian.Uint64(head[56:]) == vmdkAtEnd {
 			return VMDKStream, nil
 		}
 		return VMDKSparse, nil
@@ -171,9 +171,9 @@ func spread[T any](ctx context.Context, worker func() func(T) error, produce fun
 	return g.Wait()
 }
 
-// readAt fills b from r at off. Behind the end of the file, of size bytes, there are zeros; but it has to begin before.
-func readAt(r io.ReaderAt, size int64, b []byte, off int64) error {
-	if off < 0 || off >= size {
+// readAt fills b from r at off. The file, of size bytes, may end within the last unit of b: then there are zeros.
+func readAt(r io.ReaderAt, size int64, b []byte, off, unit int64) error {
+	if off < 0 || off >= size || off+int64(len(b))-size >= unit {
 		return fmt.Errorf("%w: data at %d of a file of %d bytes: is it incomplete?", ErrDamaged, off, size)
 	}
 	n := int(min(int64(len(b)), size-off))

@@ -166,7 +166,7 @@ func (q *QCOW2Reader) CopyTo(ctx context.Context, t Target, progress Progress) e
 			if entry&qcow2OffsetMask == 0 {
 				continue
 			}
-			if err := readAt(q.r, q.file, table, int64(entry&qcow2OffsetMask)); err != nil {
+			if err := readAt(q.r, q.file, table, int64(entry&qcow2OffsetMask), 1); err != nil {
 				return err
 			}
 			for at, left := begin, table; len(left) > 0 && at < q.size; at, left = at+clusterSize, left[8:] {
@@ -239,7 +239,7 @@ func (q *QCOW2Reader) worker(t Target) func(cluster) error {
 				}
 			}
 			p := packed[:c.compressed]
-			if err := readAt(q.r, q.file, p, c.host); err != nil {
+			if err := readAt(q.r, q.file, p, c.host, sector); err != nil {
 				return err
 			}
 			b = buf[:1<<q.clusterBits]
@@ -247,7 +247,7 @@ func (q *QCOW2Reader) worker(t Target) func(cluster) error {
 				return fmt.Errorf("%w: the compressed cluster at %d: %w", ErrDamaged, c.at, noEOF(err))
 			}
 			b = b[:c.n]
-		} else if err := readAt(q.r, q.file, b, c.host); err != nil {
+		} else if err := readAt(q.r, q.file, b, c.host, 1<<q.clusterBits); err != nil {
 			return err
 		}
 		_, err := t.WriteAt(b, c.at)

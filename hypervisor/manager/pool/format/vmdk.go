@@ -29,6 +29,9 @@ const (
 	vmdkDescriptorMax = 1 << 20   // bytes
 	vmdkDirectoryMax  = 64 << 20  // bytes: a disk of half a petabyte
 
+	vmdkRunMax = 1 << 20 // bytes that are copied at once
+
+	vmdkMarkerSize   = 12 // of one with data behind it
 	vmdkMarkerEOS    = 0
 	vmdkMarkerFooter = 3
 )
@@ -98,11 +101,12 @@ func checkVMDKDescriptor(b []byte) error {
 	return nil
 }
 
-// VMDKReader reads a monolithicSparse VMDK.
+// VMDKReader reads a VMDK that has its tables at the begin: monolithicSparse, or compressed as QEMU does it.
 type VMDKReader struct {
 	r    io.ReaderAt
 	file int64 // bytes
 	h    vmdkHeader
+	buf  []byte
 }
 
 // OpenVMDK reads the header of a sparse VMDK that is size bytes long.
@@ -116,15 +120,16 @@ func OpenVMDK(r io.ReaderAt, size int64) (*VMDKReader, error) {
 		return nil, err
 	}
 	switch {
-	case h.flags&(vmdkCompressed|vmdkMarkers) != 0:
-		return nil, fmt.Errorf("%w: a compressed VMDK that is no stream: convert it with qemu-img convert -O qcow2", ErrUnsupported)
+	case h.flags&vmdkCompressed != 0 && (h.flags&vmdkMarkers == 0 || h.compression != vmdkDeflate):
+		return nil, fmt.Errorf("%w: a VMDK with the flags %#x and compression %d: convert it with qemu-img convert -O qcow2",
+			ErrUnsupported, h.flags, h.compression)
 	case h.tableEntries != vmdkTableEntries:
 		return nil, fmt.Errorf("%w: tables of %d grains", ErrDamaged, h.tableEntries)
 	}
 	v := &VMDKReader{r: r, file: size, h: h}
 	if h.descriptor > 0 && h.descriptorSize > 0 {
 		d := make([]byte, h.descriptorSize*sector)
-		if err := v.readAt(d, h.descriptor); err != nil {
+		if err := v.readAt(d, h.descriptor, 1); err != nil {
 			return nil, fmt.Errorf("description: %w", err)
 		}
 		if err := checkVMDKDescriptor(d); err != nil {
@@ -138,12 +143,12 @@ func OpenVMDK(r io.ReaderAt, size int64) (*VMDKReader, error) {
 	return v, nil
 }
 
-// readAt fills b from a sector of the file.
-func (v *VMDKReader) readAt(b []byte, at uint64) error {
+// readAt fills b from a sector of the file, as the function readAt does.
+func (v *VMDKReader) readAt(b []byte, at uint64, unit int64) error {
 	if at > uint64(v.file)/sector {
 		return fmt.Errorf("%w: data in sector %d of a file of %d bytes: is it incomplete?", ErrDamaged, at, v.file)
 	}
-	return readAt(v.r, v.file, b, int64(at)*sector)
+	return readAt(v.r, v.file, b, int64(at)*sector, unit)
 }
 
 func (v *VMDKReader) tables() int64 {
@@ -159,52 +164,107 @@ func (v *VMDKReader) CopyTo(ctx context.Context, t Target, progress Progress) er
 	if err := t.Resize(size); err != nil {
 		return err
 	}
+	err := spread(ctx, func() func(grain) error { return grainWorker(&v.h, t) }, func(ctx context.Context, give func(grain) error) error {
+		copyGrains := func(off int64, at uint64, n int64) error { return v.copyPlain(t, off, at, n) }
+		if v.h.flags&vmdkCompressed != 0 {
+			copyGrains = func(off int64, at uint64, _ int64) error { return v.givePacked(give, off, at) }
+		}
+		return v.walk(ctx, copyGrains, progress)
+	})
+	if err == nil {
+		progress(size, size)
+	}
+	return err
+}
+
+// walk calls copyGrains for what the tables have: n adjacent grains at the sector at, for the disk's part at off.
+func (v *VMDKReader) walk(ctx context.Context, copyGrains func(off int64, at uint64, n int64) error, progress Progress) error {
+	size, le := v.Size(), binary.LittleEndian
 	directory := make([]byte, v.tables()*4)
 	if len(directory) > 0 {
-		if err := v.readAt(directory, v.h.directory); err != nil {
+		if err := v.readAt(directory, v.h.directory, 1); err != nil {
 			return fmt.Errorf("directory: %w", err)
 		}
 	}
 	table := make([]byte, vmdkTableEntries*4)
 	grain := int64(v.h.grain) * sector
-	b := make([]byte, 1<<20)
 	off := int64(0)
 	for ; len(directory) > 0; directory = directory[4:] {
-		at := binary.LittleEndian.Uint32(directory)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		at := le.Uint32(directory)
 		if at == 0 {
 			off += grain * vmdkTableEntries
 			continue
 		}
-		if err := v.readAt(table, uint64(at)); err != nil {
+		if err := v.readAt(table, uint64(at), 1); err != nil {
 			return fmt.Errorf("table of the disk's part at %d: %w", off, err)
 		}
 		for i := 0; i < vmdkTableEntries && off < size; {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			at := binary.LittleEndian.Uint32(table[4*i:])
+			at := le.Uint32(table[4*i:])
 			if at == 0 || at == 1 && v.h.flags&vmdkZeroGrains != 0 {
 				i, off = i+1, off+grain
 				continue
 			}
-			n := 1 // adjacent grains
-			for i+n < vmdkTableEntries && int64(n+1)*grain <= int64(len(b)) &&
-				uint64(binary.LittleEndian.Uint32(table[4*(i+n):])) == uint64(at)+uint64(n)*v.h.grain {
+			n := 1
+			for v.h.flags&vmdkCompressed == 0 && i+n < vmdkTableEntries && int64(n+1)*grain <= vmdkRunMax &&
+				uint64(le.Uint32(table[4*(i+n):])) == uint64(at)+uint64(n)*v.h.grain {
 				n++
 			}
-			p := b[:min(int64(n)*grain, size-off)]
-			if err := v.readAt(p, uint64(at)); err != nil {
-				return err
-			}
-			if _, err := t.WriteAt(p, off); err != nil {
+			if err := copyGrains(off, uint64(at), int64(n)); err != nil {
 				return err
 			}
 			i, off = i+n, off+int64(n)*grain
 			progress(min(off, size), size)
 		}
 	}
-	progress(size, size)
 	return nil
+}
+
+// copyPlain copies n grains that are not compressed.
+func (v *VMDKReader) copyPlain(t Target, off int64, at uint64, n int64) error {
+	grain := int64(v.h.grain) * sector
+	if v.buf == nil {
+		v.buf = make([]byte, max(vmdkRunMax, grain))
+	}
+	b := v.buf[:min(n*grain, v.Size()-off)]
+	if err := v.readAt(b, at, grain); err != nil {
+		return err
+	}
+	_, err := t.WriteAt(b, off)
+	return err
+}
+
+// givePacked reads a compressed grain, which has a marker before it.
+func (v *VMDKReader) givePacked(give func(grain) error, off int64, at uint64) error {
+	m := make([]byte, vmdkMarkerSize)
+	if err := v.readAt(m, at, 1); err != nil {
+		return err
+	}
+	place, n, err := v.h.grainMarker(m)
+	if err != nil {
+		return err
+	}
+	if place != off {
+		return fmt.Errorf("%w: the table's grain for the disk's part at %d is the one for %d", ErrDamaged, off, place)
+	}
+	packed := make([]byte, n)
+	if err := readAt(v.r, v.file, packed, int64(at)*sector+vmdkMarkerSize, 1); err != nil {
+		return err
+	}
+	return give(grain{at: off, packed: packed})
+}
+
+// grainMarker returns where in the disk the grain behind a marker belongs, and how many bytes it has.
+func (h *vmdkHeader) grainMarker(m []byte) (off, n int64, err error) {
+	// What does not shrink grows by a little.
+	limit := int64(h.grain)*sector*2 + sector
+	at, n := binary.LittleEndian.Uint64(m), int64(binary.LittleEndian.Uint32(m[8:]))
+	if n == 0 || n > limit || at >= h.capacity || at%h.grain != 0 {
+		return 0, 0, fmt.Errorf("%w: a grain of %d bytes for sector %d of %d", ErrDamaged, n, at, h.capacity)
+	}
+	return int64(at) * sector, n, nil
 }
 
 // grain is a compressed grain of a stream.
@@ -224,7 +284,7 @@ func CopyVMDKStream(ctx context.Context, r io.Reader, t Target) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if h.flags&(vmdkCompressed|vmdkMarkers) != vmdkCompressed|vmdkMarkers || h.compression != vmdkDeflate {
+	if h.flags&(vmdkCompressed|vmdkMarkers) != vmdkCompressed|vmdkMarkers || h.compression != vmdkDeflate || h.directory != vmdkAtEnd {
 		return 0, fmt.Errorf("%w: a VMDK with the flags %#x and compression %d is no stream", ErrUnsupported, h.flags, h.compression)
 	}
 	if err := skipToGrains(r, &h); err != nil {
@@ -273,14 +333,12 @@ func skip(r io.Reader, n uint64) error {
 
 // readGrains gives the compressed grains of a stream.
 func readGrains(r io.Reader, h *vmdkHeader, give func(grain) error) error {
-	limit := int64(h.grain)*sector*2 + sector // of a compressed grain: what does not shrink grows by a little
 	marker := make([]byte, sector)
 	for {
 		if _, err := io.ReadFull(r, marker); err != nil {
 			return noEOF(err)
 		}
-		value, n := binary.LittleEndian.Uint64(marker), int64(binary.LittleEndian.Uint32(marker[8:]))
-		if n == 0 {
+		if binary.LittleEndian.Uint32(marker[8:]) == 0 {
 			kind := binary.LittleEndian.Uint32(marker[12:])
 			switch {
 			case kind == vmdkMarkerEOS:
@@ -289,20 +347,21 @@ func readGrains(r io.Reader, h *vmdkHeader, give func(grain) error) error {
 				return fmt.Errorf("%w: a marker of type %d", ErrDamaged, kind)
 			}
 			// The tables of grains and the footer: a stream needs none of them.
-			if err := skip(r, value); err != nil {
+			if err := skip(r, binary.LittleEndian.Uint64(marker)); err != nil {
 				return err
 			}
 			continue
 		}
-		if n > limit || value >= h.capacity || value%h.grain != 0 {
-			return fmt.Errorf("%w: a grain of %d bytes for sector %d of %d", ErrDamaged, n, value, h.capacity)
+		off, n, err := h.grainMarker(marker)
+		if err != nil {
+			return err
 		}
-		packed := make([]byte, divUp(12+n, sector)*sector-12)
-		k := copy(packed, marker[12:])
+		packed := make([]byte, divUp(vmdkMarkerSize+n, sector)*sector-vmdkMarkerSize)
+		k := copy(packed, marker[vmdkMarkerSize:])
 		if _, err := io.ReadFull(r, packed[k:]); err != nil {
 			return noEOF(err)
 		}
-		if err := give(grain{at: int64(value) * sector, packed: packed[:n]}); err != nil {
+		if err := give(grain{at: off, packed: packed[:n]}); err != nil {
 			return err
 		}
 	}

@@ -116,7 +116,7 @@ func (v *vmdkWriter) write(b []byte) error {
 
 // marker returns a marker with room for the data of n bytes that follow it.
 func marker(value uint64, size, kind uint32, n int) []byte {
-	b := make([]byte, max(sector, 12+n))
+	b := make([]byte, max(sector, vmdkMarkerSize+n))
 	binary.LittleEndian.PutUint64(b, value)
 	binary.LittleEndian.PutUint32(b[8:], size)
 	if size == 0 {
@@ -138,8 +138,8 @@ func (v *vmdkWriter) put(off int64, _, packed []byte) error {
 	}
 	v.table[i%vmdkTableEntries] = uint32(v.pos)
 	m := marker(uint64(off/sector), uint32(len(packed)), 0, len(packed))
-	copy(m[12:], packed)
-	return v.write(m[:12+len(packed)])
+	copy(m[vmdkMarkerSize:], packed)
+	return v.write(m[:vmdkMarkerSize+len(packed)])
 }
 
 func (v *vmdkWriter) flushTable() error {
