@@ -293,7 +293,7 @@ func (m *importer) stream(r io.Reader, s *staged, outer bool) error {
 		m.format = inside
 	}
 	if err := m.plain(ub, inside, s, outer); err != nil {
-		return err
+		return fmt.Errorf("%s: %w", kind, err)
 	}
 	if err := drain(ub); err != nil { // up to the checksum at its end
 		return fmt.Errorf("%s: %w", kind, err)

@@ -126,20 +126,30 @@ func CopyRaw(ctx context.Context, r io.Reader, t Target) (int64, error) {
 		if err := ctx.Err(); err != nil {
 			return off, err
 		}
-		n, err := io.ReadFull(r, b)
+		n, err := fill(r, b)
 		if n > 0 {
 			if _, err := t.WriteAt(b[:n], off); err != nil {
 				return off, err
 			}
 			off += int64(n)
 		}
-		switch {
-		case err == io.EOF || err == io.ErrUnexpectedEOF:
+		if err == io.EOF {
 			return off, t.Resize(off)
-		case err != nil:
-			return off, err
+		}
+		if err != nil {
+			return off, noEOF(err)
 		}
 	}
+}
+
+// fill is io.ReadFull, but for an end that r itself finds unexpected: only that of io.EOF is one.
+func fill(r io.Reader, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var k int
+		k, err = r.Read(b[n:])
+		n += k
+	}
+	return n, err
 }
 
 // spread has the jobs that produce gives done by as many workers as there are CPUs. The first error ends all.
