@@ -67,6 +67,7 @@ func TestGuests(t *testing.T) {
 		{"power off", (*lab).testPowerOff},
 		{"power button", (*lab).testPowerButton},
 		{"other CPUs", (*lab).testOtherCPUs},
+		{"disk full", (*lab).testDiskFull},
 	} {
 		ok := t.Run(s.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("test %q takes longer than %v", s.name, limit))

@@ -55,8 +55,12 @@ func status(ctx context.Context, e *environment, args []string) error {
 	if asJSON {
 		return json.NewEncoder(e.stdout).Encode(s)
 	}
+	state := s.State
+	if s.Reason != "" {
+		state += " (" + s.Reason + ")"
+	}
 	fmt.Fprintf(e.stdout, "name     %s\nuuid     %s\nstate    %s\nuptime   %.0f s\ncpus     %d\nmemory   %v\n",
-		s.Name, s.UUID, s.State, s.Uptime, s.CPUs, definition.Size(s.Memory))
+		s.Name, s.UUID, state, s.Uptime, s.CPUs, definition.Size(s.Memory))
 	if b := s.Balloon; b != nil {
 		fmt.Fprintf(e.stdout, "balloon  %v", definition.Size(b.Actual))
 		if b.Available != 0 {

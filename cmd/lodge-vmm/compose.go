@@ -35,7 +35,8 @@ type resources struct {
 	serve   []func(context.Context, *guest) error // what has to run beside the guest, until the context ends
 	balloon atomic.Pointer[balloon.Device]        // of the current machine, if it has one
 
-	ignoreDiskChanges bool // of a restored guest: its disks are taken as they are
+	diskFull          func(error) // is told that the host has no space for a disk; it does not wait. The guest sets it
+	ignoreDiskChanges bool        // of a restored guest: its disks are taken as they are
 }
 
 // Close closes everything, the last opened first.
@@ -130,7 +131,7 @@ func (r *resources) disks(def *definition.Definition, log *slog.Logger) error {
 		r.add("blk."+k.Name, func() (virtio.Device, error) {
 			return blk.New(blk.Config{
 				Name: k.Name, File: f, ReadOnly: k.ReadOnly, Direct: k.Direct, Serial: k.Serial, Log: log,
-				IgnoreChanges: r.ignoreDiskChanges,
+				IgnoreChanges: r.ignoreDiskChanges, Full: func(err error) { r.diskFull(err) },
 			})
 		})
 	}

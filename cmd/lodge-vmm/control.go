@@ -15,7 +15,8 @@ import (
 type guestStatus struct {
 	Name    string         `json:"name"`
 	UUID    string         `json:"uuid"`
-	State   string         `json:"state"` // starting, running, paused or saving
+	State   string         `json:"state"`            // starting, running, paused or saving
+	Reason  string         `json:"reason,omitempty"` // of paused, if nobody asked for it: disk-full
 	PID     int            `json:"pid"`
 	CPUs    int            `json:"cpus"`
 	Memory  uint64         `json:"memory"` // bytes
@@ -82,7 +83,7 @@ func (g *guest) methods() map[string]control.Handler {
 }
 
 func (g *guest) status() guestStatus {
-	s := guestStatus{Name: g.def.Name, UUID: g.def.UUID, State: g.state(), PID: os.Getpid(), CPUs: g.def.CPUs,
+	s := guestStatus{Name: g.def.Name, UUID: g.def.UUID, State: g.state(), Reason: g.reason(), PID: os.Getpid(), CPUs: g.def.CPUs,
 		Memory: uint64(g.def.Memory), Uptime: time.Since(g.started).Seconds(), Balloon: g.balloonStatus()}
 	g.mu.Lock()
 	s.Reboots = g.reboots

@@ -34,6 +34,7 @@ type guest struct {
 	changed chan struct{}    // closed and replaced when machine changes
 	reboots int
 	paused  bool // machine is
+	full    bool // machine is paused, or about to be, because the host has no space for what it writes to a disk
 	saving  bool
 }
 
@@ -42,8 +43,12 @@ var ended = machine.Outcome{Reason: machine.Closed, Detail: "lodge-vmm was told 
 
 func newGuest(def *definition.Definition, res *resources, log *slog.Logger) *guest {
 	leaving := make(chan struct{})
-	return &guest{def: def, res: res, log: log, started: time.Now(), changed: make(chan struct{}),
+	g := &guest{def: def, res: res, log: log, started: time.Now(), changed: make(chan struct{}),
 		leaving: leaving, quit: sync.OnceFunc(func() { close(leaving) })}
+	if res != nil {
+		res.diskFull = g.diskFull
+	}
+	return g
 }
 
 // rebootEvery is how often a guest may reboot that does so over and over.
@@ -113,7 +118,7 @@ func (g *guest) live(ctx context.Context, m *machine.Machine) (machine.Outcome, 
 func (g *guest) set(m *machine.Machine, life context.Context) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.machine, g.life, g.paused = m, life, false
+	g.machine, g.life, g.paused, g.full = m, life, false, false
 	close(g.changed)
 	g.changed = make(chan struct{})
 }
@@ -177,7 +182,12 @@ func (g *guest) pause(ctx context.Context) error {
 
 // resume lets it run again.
 func (g *guest) resume(ctx context.Context) error {
-	return g.setPaused(ctx, (*machine.Machine).Resume, false)
+	return g.setPaused(ctx, func(m *machine.Machine) error {
+		g.mu.Lock()
+		g.full = false // before the disks try again, and may say that there still is no space
+		g.mu.Unlock()
+		return m.Resume()
+	}, false)
 }
 
 var errSaved = errors.New("the guest was saved and ends")
@@ -205,6 +215,27 @@ func (g *guest) notePaused(m *machine.Machine, paused bool) {
 	if g.machine == m {
 		g.paused = paused
 	}
+}
+
+// diskFull pauses the guest, whose disk keeps what it could not write until the guest is resumed. A device calls it, which
+// a pause waits for: so it happens elsewhere.
+func (g *guest) diskFull(err error) {
+	g.mu.Lock()
+	m, was := g.machine, g.full
+	g.full = m != nil
+	g.mu.Unlock()
+	if m == nil || was { // it ends; or another disk was faster
+		return
+	}
+	g.log.Error("the host has no space for what the guest writes: the guest is paused; make space, then resume it", "err", err)
+	go func() {
+		g.command.Lock()
+		defer g.command.Unlock()
+		if err := m.Pause(); err != nil {
+			return // it was closed meanwhile
+		}
+		g.notePaused(m, true)
+	}()
 }
 
 // save saves the guest to dir. With stop it does not run again: the caller quits.
@@ -256,6 +287,16 @@ func (g *guest) endSaving() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.saving = false
+}
+
+// reason says why the guest is paused, if nobody asked for it.
+func (g *guest) reason() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.paused && g.full {
+		return "disk-full"
+	}
+	return ""
 }
 
 // state names what the guest does. It asks not the machine, which answers only after a save.

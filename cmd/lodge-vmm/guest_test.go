@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -128,4 +129,34 @@ func TestStorms(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A disk without space pauses the guest, which says why until it is resumed; then it can happen again.
+func TestDiskFull(t *testing.T) {
+	res := &resources{}
+	g := newGuest(&definition.Definition{}, res, slog.New(slog.DiscardHandler))
+	res.diskFull(errors.New("no machine is there to be paused"))
+	g.set(&machine.Machine{}, t.Context())
+	await := func(state, reason string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); g.status().State != state || g.status().Reason != reason; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%+v, want %s, %q", g.status(), state, reason)
+			}
+		}
+	}
+	await("running", "")
+	for range 2 {
+		res.diskFull(errors.New("no space"))
+		res.diskFull(errors.New("no space for another disk"))
+		await("paused", "disk-full")
+		if err := g.resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		await("running", "")
+	}
+	if err := g.pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await("paused", "")
 }

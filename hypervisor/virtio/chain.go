@@ -45,6 +45,9 @@ type Chain struct {
 	iov           []unix.Iovec
 }
 
+// Head returns the number of the chain's first descriptor, by which the driver knows it.
+func (c *Chain) Head() uint16 { return c.head }
+
 // Readable returns how many bytes of the device-readable part are left.
 func (c *Chain) Readable() int { return c.nout }
 

@@ -122,6 +122,10 @@ func (q *Queue) Available() int { return int(load16(q.avail, 2) - q.lastAvail) }
 // Undo gives back the last n chains that Next returned, in any order, as if it had not: none of them is Done.
 func (q *Queue) Undo(n int) { q.lastAvail -= uint16(n) }
 
+// Again takes a chain into c that Next has returned and that was not Done: head is its Chain's Head. The driver may have
+// changed its descriptors since, so they are checked anew.
+func (q *Queue) Again(head uint16, c *Chain) error { return q.walk(head, c) }
+
 // Done returns c to the driver with the number of bytes that were written to its device-writable part.
 func (q *Queue) Done(c *Chain) {
 	q.put(c)
@@ -201,6 +205,14 @@ func (q *Queue) Wait() bool {
 	}
 	q.suppress()
 	return !q.stopping.Load()
+}
+
+// Rest waits until the device is to stop, whatever the driver makes available meanwhile.
+func (q *Queue) Rest() {
+	q.Flush()
+	for !q.stopping.Load() {
+		_, _ = q.kick.Read(q.count[:]) // as in Wait
+	}
 }
 
 // Stopping reports whether the device is to stop, for a handler that is busy with one chain for long.

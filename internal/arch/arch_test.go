@@ -63,6 +63,11 @@ var rules = []rule{
 		never:  []string{"passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/...", "hypervisor/manager/..."},
 	},
 	{
+		why:  "what the manager is made of knows neither it nor the VMM",
+		of:   []string{"hypervisor/manager/pool", "hypervisor/manager/job"},
+		only: []string{},
+	},
+	{
 		why:   "libraries know nothing of programs and of tests",
 		of:    []string{"hypervisor/...", "passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/..."},
 		never: []string{"cmd/...", "e2e/..."},
@@ -205,6 +210,9 @@ func TestRules(t *testing.T) {
 		{"hypervisor/machine", "cmd/lodge-vmm", false},
 		{"hypervisor/control", "e2e/agent/rpc", false},
 		{"hypervisor/manager/store", "power/policy", true},
+		{"hypervisor/manager/pool", "hypervisor/manager/pool/format", true},
+		{"hypervisor/manager/pool", "hypervisor/manager/job", false},
+		{"hypervisor/manager/job", "hypervisor/manager", false},
 		{"vgpu/vga", "hypervisor/virtio", true},
 		{"vgpu/vga", "e2e/notebook", false},
 		{"ui/widgets", "hypervisor/manager/client", true},

@@ -62,6 +62,11 @@ type Config struct {
 
 	// IgnoreChanges takes a saved state though File was written to since then: its content is said to be the same.
 	IgnoreChanges bool
+
+	// Full is told that the host has no space for what the guest writes. The requests that failed are kept, the device
+	// begins no others, and it does them again when it is started after a Stop: whoever is told pauses the machine, and
+	// lets it run again when there is space. Full must not wait for the device. If it is nil, the guest gets I/O errors.
+	Full func(error)
 }
 
 // Device is a virtio block device.
@@ -83,6 +88,9 @@ type Device struct {
 	requests [maxInFlight]request
 	free     []*request
 	done     chan *request // requests whose goroutines have ended
+	parked   []uint16      // heads of the chains that wait for space; at most maxInFlight together with again
+	again    []uint16      // those that waited and are to be done again, before all others
+	full     error         // why the first of parked failed
 	noCached bool          // the file system does not know RWF_NOWAIT
 	through  bool          // the driver does not flush: every write is to be on the disk when it is done (§5.2.6.2)
 }
@@ -236,14 +244,14 @@ func (d *Device) Stop() {
 	d.mu.Unlock()
 }
 
-// Reset does nothing: the device keeps nothing of the driver's.
-func (*Device) Reset() {}
+// Reset forgets the driver's requests that wait for space: nothing else of it is kept.
+func (d *Device) Reset() { d.parked = nil }
 
-// StateVersion returns 2: the state knows when File was last written to since version 2.
-func (*Device) StateVersion() uint16 { return 2 }
+// StateVersion returns 3: the state knows when File was last written to since version 2, and what waits for space since 3.
+func (*Device) StateVersion() uint16 { return 3 }
 
-// State checks that the disk is the one that the guest had: all requests are done when the device has stopped. Saving
-// first brings to the disk what the guest has written, as the state is of use together with it only: else a power cut
+// State checks that the disk is the one that the guest had: all requests are done when the device has stopped, but those
+// that wait for space. Saving first brings to the disk what the guest has written, as the state is of use together with it only: else a power cut
 // could leave a state that is newer than its disk.
 func (d *Device) State(c *snap.Codec) {
 	if !c.Loading() && !d.cfg.ReadOnly {
@@ -259,6 +267,14 @@ func (d *Device) State(c *snap.Codec) {
 	}
 	if c.Version() >= 2 {
 		d.matchChange(c)
+	}
+	if c.Version() >= 3 {
+		heads := make([]uint16, c.Len(len(d.parked), maxInFlight))
+		copy(heads, d.parked)
+		for i := range heads {
+			c.U16(&heads[i])
+		}
+		d.parked = heads
 	}
 }
 
@@ -290,15 +306,23 @@ func (d *Device) lastChange() (int64, error) {
 	return st.Mtim.Nano(), nil
 }
 
-// handle serves requests until there are none left, neither to take nor to finish.
+// handle serves requests until there are none left, neither to take nor to finish. Those that wait for space since before
+// a pause come first.
 func (d *Device) handle(q *virtio.Queue) error {
+	d.again, d.parked = append(d.again, d.parked...), d.parked[:0]
 	for {
 		if err := d.take(q); err != nil {
 			d.finish(q)
 			return err
 		}
 		switch {
+		case len(d.parked) > 0:
+			d.finish(q)
+			d.cfg.Full(fmt.Errorf("disk %s: %s: %w", d.cfg.Name, d.cfg.File.Name(), d.full))
+			q.Rest()
+			return nil
 		case len(d.free) == maxInFlight:
+			d.finish(q) // should the device stop before all of again were taken
 			return nil
 		case len(d.free) == 0:
 			d.collect(q, <-d.done)
@@ -310,17 +334,17 @@ func (d *Device) handle(q *virtio.Queue) error {
 	}
 }
 
-// take collects what is done, and serves or hands over what is available while there are free requests.
+// take collects what is done, and serves or hands over what is available while there are free requests and there is space.
 func (d *Device) take(q *virtio.Queue) error {
 	for {
 		for len(d.done) > 0 {
 			d.collect(q, <-d.done)
 		}
-		if len(d.free) == 0 {
+		if len(d.free) == 0 || len(d.parked) > 0 {
 			return nil
 		}
 		r := d.free[len(d.free)-1]
-		ok, err := q.Next(&r.chain)
+		ok, err := d.next(q, r)
 		if !ok || err != nil {
 			return err
 		}
@@ -332,8 +356,8 @@ func (d *Device) take(q *virtio.Queue) error {
 			r.q = q
 			go r.run()
 		} else {
-			r.end(status)
-			q.Done(&r.chain)
+			r.status = status
+			d.end(q, r)
 			if r.n >= longRequest {
 				q.Flush() // the guest can work on this one while we copy the next
 			}
@@ -341,18 +365,45 @@ func (d *Device) take(q *virtio.Queue) error {
 	}
 }
 
-// collect returns a request that a goroutine has finished.
+// next takes the next request: one that is to be done again, or one from the ring.
+func (d *Device) next(q *virtio.Queue, r *request) (bool, error) {
+	if len(d.again) == 0 {
+		return q.Next(&r.chain)
+	}
+	if q.Stopping() {
+		return false, nil
+	}
+	head := d.again[0]
+	d.again = d.again[:copy(d.again, d.again[1:])]
+	return true, q.Again(head, &r.chain)
+}
+
+// end gives a request that is done back to the driver, or parks it.
+func (d *Device) end(q *virtio.Queue, r *request) {
+	if r.status == statusPark {
+		if len(d.parked) == 0 {
+			d.full = r.err
+		}
+		d.parked = append(d.parked, r.chain.Head())
+		return
+	}
+	_ = r.chain.WriteLast(r.status) // it comes behind the data; parse has seen that there is room
+	q.Done(&r.chain)
+}
+
+// collect ends a request that a goroutine has finished.
 func (d *Device) collect(q *virtio.Queue, r *request) {
 	d.free = append(d.free, r)
-	q.Done(&r.chain)
+	d.end(q, r)
 	q.Flush()
 }
 
-// finish waits for all requests in flight.
+// finish waits for all requests in flight. What was to be done again waits on.
 func (d *Device) finish(q *virtio.Queue) {
 	for len(d.free) < maxInFlight {
 		d.collect(q, <-d.done)
 	}
+	d.parked, d.again = append(d.parked, d.again...), d.again[:0]
 }
 
 // fail logs the first error of the disk and returns the status for it.

@@ -22,6 +22,8 @@ const (
 	statusOK          = 0
 	statusIOError     = 1
 	statusUnsupported = 2
+
+	statusPark = 0xff // ours: the guest is not answered, since the request waits for space
 )
 
 const (
@@ -40,6 +42,8 @@ type request struct {
 	kind   uint32
 	sector uint64
 	n      int    // bytes of data
+	status byte   // once it is done
+	err    error  // of statusPark
 	bounce []byte // made when it is first needed, and kept
 }
 
@@ -60,11 +64,6 @@ func (r *request) parse() error {
 		r.n = r.chain.Readable()
 	}
 	return nil
-}
-
-// end writes the status, which comes behind the data.
-func (r *request) end(status byte) {
-	_ = r.chain.WriteLast(status) // parse has seen that there is room
 }
 
 // quick does what needs no waiting, and returns the status if that was all.
@@ -114,17 +113,18 @@ func (r *request) slow() {
 	d, q := r.d, r.q
 	switch r.kind {
 	case typeIn:
-		r.end(r.read())
+		r.status = r.read()
 	case typeOut:
-		status := r.write()
-		if status == statusOK && d.through {
-			status = d.flush()
+		r.status = r.write()
+		if r.status == statusOK && d.through {
+			if err := d.sync(); err != nil {
+				r.status = r.fail("write", err)
+			}
 		}
-		r.end(status)
 	case typeFlush:
-		r.end(d.flush())
+		r.status = d.flush()
 	default:
-		r.end(r.ranges())
+		r.status = r.ranges()
 	}
 	d.done <- r // has room for all. r is no longer ours
 	q.Kick()
@@ -143,7 +143,8 @@ func (d *Device) sync() error {
 	return ignoringEINTR(func() error { return unix.Fdatasync(d.fd) })
 }
 
-// flush is sync as a request.
+// flush is sync as a request. It is never done again: after an error the kernel takes what it could not write for written,
+// so that the next sync would succeed with the data lost.
 func (d *Device) flush() byte {
 	if err := d.sync(); err != nil {
 		return d.fail("flush", err)
@@ -174,9 +175,19 @@ func (r *request) write() byte {
 		err = r.bounceOut()
 	}
 	if err != nil {
-		return d.fail("write", err)
+		return r.fail("write", err)
 	}
 	return statusOK
+}
+
+// fail is what becomes of a request that changes the disk and met with err: it waits for space, if that is what lacks and
+// somebody is there to be told, or the guest hears of an error. To do all of it again is as good as to do the rest.
+func (r *request) fail(what string, err error) byte {
+	if r.d.cfg.Full != nil && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+		r.err = err
+		return statusPark
+	}
+	return r.d.fail(what, err)
 }
 
 // bounceIn reads through a buffer of our own: firmware and boot loaders have some that direct I/O does not take.
@@ -258,7 +269,7 @@ func (r *request) ranges() byte {
 			err = r.zero(off, size, flags&flagUnmap != 0)
 		}
 		if err != nil {
-			return d.fail("discard or write zeroes", err)
+			return r.fail("discard or write zeroes", err)
 		}
 	}
 	return statusOK
