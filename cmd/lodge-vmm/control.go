@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/machine"
+	"github.com/lodgehv/lodge/hypervisor/mem"
 )
 
 // guestStatus is the result of the method "status".
@@ -28,7 +29,7 @@ type guestStatus struct {
 
 // saveParams are the parameters of the method "save".
 type saveParams struct {
-	Dir  string `json:"dir"`
+	Dir  string `json:"dir,omitempty"` // if it is missing, two files come with the request: for the RAM, and for the state
 	Stop bool   `json:"stop,omitempty"`
 }
 
@@ -59,10 +60,11 @@ func (g *guest) methods() map[string]control.Handler {
 			if err := c.Params(&p); err != nil {
 				return nil, err
 			}
-			if !filepath.IsAbs(p.Dir) {
-				return nil, &control.Error{Code: control.CodeBadRequest, Message: fmt.Sprintf("dir %q: give an absolute path", p.Dir)}
+			to, err := g.saveTo(c, p.Dir)
+			if err != nil {
+				return nil, err
 			}
-			if err := g.save(ctx, p.Dir, p.Stop, c.Progress); err != nil {
+			if err := g.save(ctx, to, p.Stop, c.Progress); err != nil {
 				return nil, err
 			}
 			if p.Stop {
@@ -83,6 +85,29 @@ func (g *guest) methods() map[string]control.Handler {
 	}
 }
 
+// saveTo returns how a machine is saved: to the directory dir, or to the files that came with the request.
+func (g *guest) saveTo(c *control.Call, dir string) (saver, error) {
+	if dir == "" {
+		files, err := c.Files(2)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context, m *machine.Machine, def []byte, progress mem.Progress) error {
+			err := m.SaveTo(ctx, files[0], files[1], def, progress)
+			return errors.Join(err, files[0].Close(), files[1].Close())
+		}, nil
+	}
+	if !filepath.IsAbs(dir) {
+		return nil, &control.Error{Code: control.CodeBadRequest, Message: fmt.Sprintf("dir %q: give an absolute path", dir)}
+	}
+	if g.res.handed.sealed() {
+		return nil, &control.Error{Code: control.CodeBadRequest, Message: "dir: in its cell a guest has no paths: send the two files along"}
+	}
+	return func(ctx context.Context, m *machine.Machine, def []byte, progress mem.Progress) error {
+		return m.Save(ctx, dir, def, progress)
+	}, nil
+}
+
 func (g *guest) status() guestStatus {
 	s := guestStatus{Name: g.def.Name, UUID: g.def.UUID, State: g.state(), PID: os.Getpid(), CPUs: g.def.CPUs,
 		Memory: uint64(g.def.Memory), Uptime: time.Since(g.started).Seconds(), Balloon: g.balloonStatus()}
@@ -90,31 +115,6 @@ func (g *guest) status() guestStatus {
 	s.Reboots = g.reboots
 	g.mu.Unlock()
 	return s
-}
-
-// listen makes a Unix socket at path that only the owner reaches. A socket that nobody serves any more is replaced.
-func listen(path string) (*net.UnixListener, error) {
-	addr := &net.UnixAddr{Name: path, Net: "unix"}
-	l, err := net.ListenUnix("unix", addr)
-	if err != nil {
-		if conn, e := net.Dial("unix", path); e == nil {
-			conn.Close()
-			return nil, fmt.Errorf("socket %s: another process serves it: is this guest running already?", path)
-		}
-		if st, e := os.Lstat(path); e != nil || st.Mode().Type() != os.ModeSocket {
-			return nil, fmt.Errorf("socket %s: %w", path, err)
-		}
-		if e := os.Remove(path); e != nil {
-			return nil, fmt.Errorf("socket %s: %w", path, e)
-		}
-		if l, err = net.ListenUnix("unix", addr); err != nil {
-			return nil, fmt.Errorf("socket %s: %w", path, err)
-		}
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("socket %s: %w", path, err), l.Close())
-	}
-	return l, nil
 }
 
 // dialGuest connects to the control socket of a guest that is named by its definition or by the socket itself.

@@ -43,7 +43,7 @@ func (r *resources) display(def *definition.Definition, log *slog.Logger) error 
 		func(ready func()) machine.PS2Device { return in.PS2Keyboard(ready) },
 		func(ready func()) machine.PS2Device { return in.PS2Mouse(ready) },
 	}
-	l, err := listen(d.Path)
+	l, err := r.handed.listen("display", d.Path)
 	if err != nil {
 		return fmt.Errorf("display: %w", err)
 	}
@@ -68,7 +68,7 @@ func (r *resources) card(d *definition.Display, screen *display.Screen, log *slo
 		})
 		return nil
 	}
-	rom, err := readROM(d.ROM)
+	rom, err := r.readROM(d.ROM)
 	if err != nil {
 		return err
 	}
@@ -78,8 +78,8 @@ func (r *resources) card(d *definition.Display, screen *display.Screen, log *slo
 	return nil
 }
 
-func readROM(path string) ([]byte, error) {
-	f, err := os.Open(path)
+func (r *resources) readROM(path string) ([]byte, error) {
+	f, err := r.handed.open("vgarom", func() (*os.File, error) { return os.Open(path) })
 	if err != nil {
 		return nil, err
 	}

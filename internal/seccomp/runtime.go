@@ -14,6 +14,7 @@ func GoThread() []Rule {
 		unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK,
 		unix.SYS_MUNMAP, unix.SYS_MADVISE,
 		unix.SYS_GETPID, unix.SYS_GETTID, // before tgkill
+		unix.SYS_EPOLL_PWAIT, unix.SYS_WRITE, // to look for what is ready, and to wake who waits for that
 		unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
 	),
 		NotExecutable(unix.SYS_MMAP), // the heap grows on whatever thread allocates
@@ -27,17 +28,17 @@ func GoThread() []Rule {
 // GoProcess is what the other threads need beside that: the poller, new threads, and what a crash does.
 func GoProcess() []Rule {
 	return append(Allow(
-		unix.SYS_EPOLL_PWAIT, unix.SYS_EPOLL_CTL, unix.SYS_RT_SIGACTION,
+		unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EVENTFD2, unix.SYS_READ, unix.SYS_CLOSE, unix.SYS_RT_SIGACTION,
 	),
 		Rule{Call: unix.SYS_CLONE, Only: []Arg{{Index: 0, Values: []uint32{goThreadFlags}}}},
 	)
 }
 
 // goThreadFlags are the flags with which Go's runtime makes threads (runtime/os_linux.go): none of a new process.
-const goThreadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD
+const goThreadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD |
+	unix.CLONE_SETTLS
 
-// NotExecutable allows a call of mmap's or mprotect's kind that makes no memory executable: all code that is ever to run is
-// there already.
+// NotExecutable allows a call of mmap's kind that makes no memory executable: all code that is ever to run is there already.
 func NotExecutable(call uintptr) Rule {
 	return Rule{Call: call, Only: []Arg{{Index: 2, Mask: unix.PROT_EXEC, Values: []uint32{0}}}}
 }
