@@ -28,6 +28,9 @@ type handed struct {
 func takeHanded() *handed {
 	h := &handed{files: make(map[string]*os.File)}
 	for _, f := range activation.Files(true) {
+		if !h.given {
+			rename()
+		}
 		h.given = true
 		if h.files[f.Name()] != nil {
 			h.err = fmt.Errorf("two descriptors are called %q", f.Name())

@@ -34,6 +34,9 @@ type Guest struct {
 	// Broker is the end of a broker.Pair that asks; nil leaves the guest without the host's vsock ports, and its network cards
 	// without another connection after their first.
 	Broker *os.File
+
+	// Stdio is where a serial port of mode "stdio" writes to; nil is nobody.
+	Stdio *os.File
 }
 
 // Open opens all that g needs. The caller closes the files: those that were opened are returned also with an error.
@@ -246,9 +249,8 @@ func (o *opener) listen(name, path string) error {
 	return o.add(name, f, errors.Join(err, l.Close()))
 }
 
-// serials opens what the guest's serial ports and its debug console write to. A port that lodge-vmm would connect with its own
-// standard output is a pipe to nobody: whoever starts guests in cells gives it a socket or a file.
-func (o *opener) serials(_ *Guest, d *definition.Definition) error {
+// serials opens what the guest's serial ports and its debug console write to.
+func (o *opener) serials(g *Guest, d *definition.Definition) error {
 	const flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND
 	if err := o.open("debug", d.Debug, flags); err != nil {
 		return err
@@ -262,7 +264,13 @@ func (o *opener) serials(_ *Guest, d *definition.Definition) error {
 		case "file":
 			err = o.open(name, s.Path, flags)
 		case "stdio":
-			err = o.open(name, os.DevNull, flags)
+			if g.Stdio == nil {
+				err = o.open(name, os.DevNull, os.O_WRONLY)
+				break
+			}
+			var f *os.File
+			f, err = dup(g.Stdio)
+			err = o.add(name, f, err)
 		}
 		if err != nil {
 			return err
