@@ -92,6 +92,11 @@ func testInhabitant(ctx context.Context, t *testing.T, nb *notebook.Notebook) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { // a call that lodge-vmm may not make is in the kernel's log, if it has auditing
+		if log, err := nb.Shell(ctx, "dmesg | grep 'type=1326' || true"); t.Failed() && err == nil {
+			t.Logf("the kernel says:\n%s", log)
+		}
+	}()
 	m := &vm{begin: time.Now()}
 	m.Guest, err = host.Start(ctx, guest.Config{Name: "amd64", Arch: "amd64", CPUs: 2, CID: 10, Flags: "balloon = true",
 		Extra: lan.NIC() + extraDisks + "[[nic]]\nname = \"direct\"\ntap = \"" + tapName + "\"\n"})

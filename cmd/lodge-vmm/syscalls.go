@@ -40,7 +40,13 @@ func (s *syscalls) narrow() error { return s.vcpu.Thread() }
 // vcpuCalls is what a vCPU's thread does: it runs the guest, and what devices do while the guest waits for them.
 func vcpuCalls() []seccomp.Rule {
 	_, run := kvm.Requests()
-	return append([]seccomp.Rule{ioctl(run)}, seccomp.GoThread()...)
+	return slices.Concat(
+		[]seccomp.Rule{ioctl(run)},
+		seccomp.GoThread(),
+		// A driver that begins has a tap told what it can do; one that resets its device has connections and screens closed.
+		[]seccomp.Rule{ioctl([]uint32{unix.TUNSETOFFLOAD})},
+		seccomp.Allow(unix.SYS_CLOSE, unix.SYS_EPOLL_CTL),
+	)
 }
 
 // processCalls is what all threads do together, before and after.

@@ -119,11 +119,11 @@ func (tr *trace) follow(pid int) error {
 }
 
 func (tr *trace) note(m made, vcpu bool) {
-	if !slices.ContainsFunc([]uintptr{unix.SYS_IOCTL, unix.SYS_FCNTL, unix.SYS_PRCTL, unix.SYS_CLONE, unix.SYS_SECCOMP, unix.SYS_TGKILL,
+	if !slices.ContainsFunc([]uintptr{unix.SYS_IOCTL, unix.SYS_FCNTL, unix.SYS_PRCTL, unix.SYS_CLONE, unix.SYS_SECCOMP, unix.SYS_TGKILL, unix.SYS_KILL,
 		unix.SYS_MMAP, unix.SYS_MPROTECT, unix.SYS_SETPRIORITY}, func(c uintptr) bool { return c == m.call }) {
 		m.args = [3]uint32{}
 	}
-	if m.call == unix.SYS_TGKILL {
+	if m.call == unix.SYS_TGKILL || m.call == unix.SYS_KILL {
 		m.args[0], m.args[1] = uint32(os.Getpid()), 0 // as the lists that are compared with it have it
 	}
 	if m.call == unix.SYS_MMAP || m.call == unix.SYS_MPROTECT || m.call == unix.SYS_PRCTL {
@@ -202,6 +202,8 @@ var elsewhere = map[need]string{
 	{unix.SYS_PREADV, 0}: drivers, {unix.SYS_PWRITEV, 0}: drivers, {unix.SYS_FALLOCATE, 0}: drivers, {unix.SYS_SHUTDOWN, 0}: drivers,
 	{unix.SYS_IOCTL, 0x8010aa02}: "a saved file that cannot be read", {unix.SYS_IOCTL, 0xc020aa04}: "holes in a saved file", // UFFDIO_WAKE, UFFDIO_ZEROPAGE
 	{unix.SYS_PRCTL, 0}: "a kernel with CONFIG_ANON_VMA_NAME", {unix.SYS_CLOCK_GETTIME, 0}: "a host whose counter is not reliable",
+	{unix.SYS_RESTART_SYSCALL, 0}:   "a process that is stopped or frozen meanwhile",
+	{unix.SYS_SCHED_GETAFFINITY, 0}: "a start that takes more than a second", {unix.SYS_KILL, 0}: "a crash",
 	{unix.SYS_SCHED_YIELD, 0}: "chance", {unix.SYS_NANOSLEEP, 0}: "chance", {unix.SYS_MUNMAP, 0}: "chance",
 }
 
@@ -214,7 +216,8 @@ const (
 var chance = map[uintptr]string{
 	unix.SYS_MUNMAP: "chance", unix.SYS_MADVISE: "chance", unix.SYS_MMAP: "chance", unix.SYS_WRITE: "chance", unix.SYS_EPOLL_PWAIT: "chance",
 	unix.SYS_GETPID: "chance", unix.SYS_GETTID: "chance", unix.SYS_TGKILL: "chance", unix.SYS_EXIT_GROUP: "a crash",
-	unix.SYS_RT_SIGRETURN: "chance", unix.SYS_FUTEX: "chance",
+	unix.SYS_RT_SIGRETURN: "chance", unix.SYS_FUTEX: "chance", unix.SYS_CLOSE: "a driver that resets its device",
+	unix.SYS_EPOLL_CTL: "a driver that resets its device",
 }
 
 // TestSyscalls holds that lodge-vmm makes no call that its lists leave out, and that the lists have none that it does not make.

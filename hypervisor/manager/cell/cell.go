@@ -67,7 +67,7 @@ type Limits struct {
 	Files     uint64 // open descriptors; 1024
 	Processes uint64 // processes and threads of the user; 512
 	Data      uint64 // bytes of private writable memory; unlimited
-	FileSize  uint64 // offset in bytes beyond which no file is written to; unlimited
+	FileSize  uint64 // bytes beyond which no file grows or is written to, in memory too (memfd_create(2)); unlimited
 }
 
 // Lack is a layer that a cell has to do without, because the kernel or the caller's rights do not allow it.
