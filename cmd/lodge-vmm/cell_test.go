@@ -506,3 +506,78 @@ func TestForbidden(t *testing.T) {
 		t.Errorf("to do nothing: %v: %s", err, out)
 	}
 }
+
+// BenchmarkStart is the time from lodge-vmm's start to what the first instructions of its guest write to the serial port:
+// alone, as lodge-vmm is started from a command line, and in a cell, all that the cell takes included.
+func BenchmarkStart(b *testing.B) {
+	needRootAndKVM(b)
+	dir := b.TempDir()
+	if err := writeGuest(filepath.Join(dir, "kernel"), "count"); err != nil {
+		b.Fatal(err)
+	}
+	path := filepath.Join(dir, "count.toml")
+	text := []byte("name = \"count\"\nmemory = \"256M\"\ncontrol = \"sock\"\n[boot]\nkernel = \"kernel\"\n")
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	def, err := definition.Load(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	program := openStatic(b)
+	parent, err := cell.OpenParent("lodge-bench")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer parent.Remove()
+	var group *cell.Cgroup
+	for _, c := range []struct {
+		name  string
+		start func(out *os.File) (*os.Process, error)
+	}{
+		{"bare", func(out *os.File) (*os.Process, error) {
+			return os.StartProcess(program.Name(), []string{"lodge-vmm", "run", path}, &os.ProcAttr{Files: []*os.File{nil, out, os.Stderr}})
+		}},
+		{"cell", func(out *os.File) (*os.Process, error) {
+			g, err := parent.NewCgroup("bench", cell.GroupLimits{Memory: 512 << 20, Processes: 100, CPUWeight: 100})
+			if err != nil {
+				return nil, err
+			}
+			group = g
+			p, err := vmm.Start(b.Context(), &vmm.Guest{Definition: def, File: path, Stdio: out}, program,
+				cell.Spec{UID: cell.FirstUID + 79, Cgroup: g, Stderr: os.Stderr})
+			if err != nil {
+				return nil, err
+			}
+			return p.Process, nil
+		}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				r, w, err := os.Pipe()
+				if err != nil {
+					b.Fatal(err)
+				}
+				p, err := c.start(w)
+				if err != nil {
+					b.Fatal(err)
+				}
+				w.Close()
+				if _, err := r.Read(make([]byte, 1)); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				p.Kill()
+				p.Wait()
+				r.Close()
+				if group != nil {
+					if err := group.Remove(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+					group = nil
+				}
+				b.StartTimer()
+			}
+		})
+	}
+}

@@ -373,6 +373,11 @@ func openTestParent(t *testing.T) *Parent {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := p.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
 	return p
 }
 

@@ -130,6 +130,14 @@ func ownCgroup(file string) (string, error) {
 	return "", errors.New("control group: the kernel has no version 2")
 }
 
+// Remove removes a parent without cells that OpenParent has made at the root of the hierarchy.
+func (p *Parent) Remove() error {
+	if err := os.Remove(p.dir); err != nil {
+		return cgroupError(err)
+	}
+	return nil
+}
+
 // GroupLimits are what the processes of a group may use together. 0 leaves a limit out.
 type GroupLimits struct {
 	Memory    uint64 // bytes, with the page cache of what they read and write: of that the kernel frees some, before it kills
