@@ -61,7 +61,11 @@ func run(ctx context.Context, program, file string) (code int, err error) {
 		return 0, err
 	}
 	defer ask.Close()
-	go broker.Serve(ctx, serve, func(_ context.Context, r broker.Request) (*os.File, error) { return connect(def, r) })
+	go func() {
+		if err := broker.Serve(ctx, serve, func(_ context.Context, r broker.Request) (*os.File, error) { return connect(def, r) }); err != nil {
+			fmt.Fprintln(os.Stderr, "incell:", err)
+		}
+	}()
 	p, err := vmm.Start(ctx, &vmm.Guest{Definition: def, File: file, Broker: ask, Stdio: os.Stdout}, f,
 		cell.Spec{UID: cell.FirstUID + 1, Cgroup: g, Stderr: os.Stderr, Limits: cell.Limits{Data: uint64(def.Memory) + 512<<20}})
 	if err != nil {

@@ -63,6 +63,16 @@ var rules = []rule{
 		never:  []string{"passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/...", "hypervisor/manager/..."},
 	},
 	{
+		why:  "what confines a process has little to do that could be wrong",
+		of:   []string{"hypervisor/manager/cell", "internal/seccomp", "internal/broker"},
+		only: []string{},
+	},
+	{
+		why:   "lodge-vmm runs in a cell: it starts none",
+		of:    []string{"cmd/lodge-vmm"},
+		never: []string{"hypervisor/manager/..."},
+	},
+	{
 		why:   "libraries know nothing of programs and of tests",
 		of:    []string{"hypervisor/...", "passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/..."},
 		never: []string{"cmd/...", "e2e/..."},
@@ -192,6 +202,9 @@ func TestRules(t *testing.T) {
 		{"hypervisor/machine", "cmd/lodge-vmm", false},
 		{"hypervisor/control", "e2e/agent/rpc", false},
 		{"hypervisor/manager/store", "power/policy", true},
+		{"hypervisor/manager/cell", "hypervisor/definition", false},
+		{"hypervisor/manager/vmm", "hypervisor/manager/cell", true},
+		{"cmd/lodge-vmm", "hypervisor/manager/cell", false},
 		{"vgpu/vga", "hypervisor/virtio", true},
 		{"vgpu/vga", "e2e/notebook", false},
 		{"ui/widgets", "hypervisor/manager/client", true},

@@ -218,7 +218,7 @@ func fork(flag uintptr) error {
 		return errno
 	}
 	if pid == 0 {
-		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 	}
 	_, err := unix.Wait4(int(pid), nil, 0, nil)
 	return err
@@ -281,7 +281,7 @@ func exceed(files map[string]*os.File) map[string]string {
 			err = errno
 		} else if pid == 0 {
 			for {
-				unix.RawSyscall(unix.SYS_PAUSE, 0, 0, 0)
+				_, _, _ = unix.RawSyscall(unix.SYS_PAUSE, 0, 0, 0)
 			}
 		}
 	}
