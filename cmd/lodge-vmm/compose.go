@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/boot"
-	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/kvm"
 	"github.com/lodgehv/lodge/hypervisor/legacy"
@@ -26,6 +25,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/virtio/rng"
 	"github.com/lodgehv/lodge/hypervisor/virtio/vhostuser"
 	"github.com/lodgehv/lodge/hypervisor/virtio/vsock"
+	"github.com/lodgehv/lodge/internal/broker"
 )
 
 // resources is what a guest has of the host: opened once, for all the machines of its life.
@@ -37,6 +37,9 @@ type resources struct {
 
 	diskFull          func(error) // is told that the host has no space for a disk; it does not wait. The guest sets it
 	ignoreDiskChanges bool        // of a restored guest: its disks are taken as they are
+
+	handed *handed
+	broker *broker.Client // of what was handed over; nil if there is none
 }
 
 // Close closes everything, the last opened first.
@@ -51,12 +54,12 @@ func (r *resources) Close() error {
 
 func (r *resources) opened(c io.Closer) { r.closers = append(r.closers, c) }
 
-// compose opens what def names and makes the configuration of its machines, whose serial ports write to serial. On error
-// nothing stays open.
-func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) (r *resources, err error) {
-	r = &resources{config: machine.Config{
+// compose opens what def names, or takes it from what was handed over, and makes the configuration of its machines, whose
+// serial ports write to serial. On error nothing stays open.
+func compose(def *definition.Definition, serial [2]io.Writer, h *handed, log *slog.Logger) (r *resources, err error) {
+	r = &resources{handed: h, config: machine.Config{
 		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Serial: serial, Log: log,
-		Battery: new(legacy.Battery), SharedMemory: def.SharesMemory(),
+		Battery: new(legacy.Battery), SharedMemory: def.SharesMemory(), OnVCPUThread: h.narrow,
 	}}
 	defer func() {
 		if err != nil {
@@ -64,18 +67,43 @@ func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) 
 			r = nil
 		}
 	}()
-	k, err := kvm.Open("/dev/kvm")
+	k, err := openKVM(h)
 	if err != nil {
-		return r, fmt.Errorf("%w: is KVM enabled in the firmware set-up, and may you read and write /dev/kvm?", err)
+		return r, err
 	}
 	r.opened(k)
 	r.config.KVM = k
+	if f, ok := h.take("broker"); ok {
+		if r.broker, err = broker.NewClient(f); err != nil {
+			return r, err
+		}
+		r.opened(r.broker)
+	}
 	for _, step := range []func(*definition.Definition, *slog.Logger) error{r.boot, r.disks, r.nics, r.others, r.display} {
 		if err := step(def, log); err != nil {
 			return r, err
 		}
 	}
 	return r, nil
+}
+
+func openKVM(h *handed) (*kvm.System, error) {
+	if h.sealed() {
+		f, err := h.open("kvm", nil)
+		if err != nil {
+			return nil, err
+		}
+		k, err := kvm.NewSystem(f)
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		return k, nil
+	}
+	k, err := kvm.Open("/dev/kvm")
+	if err != nil {
+		return nil, fmt.Errorf("%w: is KVM enabled in the firmware set-up, and may you read and write /dev/kvm?", err)
+	}
+	return k, nil
 }
 
 func (r *resources) boot(def *definition.Definition, _ *slog.Logger) error {
@@ -86,8 +114,8 @@ func (r *resources) boot(def *definition.Definition, _ *slog.Logger) error {
 			b.Protocol = p
 		}
 	}
-	image := func(path string) (*boot.Image, error) {
-		f, err := os.Open(path)
+	image := func(name, path string) (*boot.Image, error) {
+		f, err := r.handed.open(name, func() (*os.File, error) { return os.Open(path) })
 		if err != nil {
 			return nil, err
 		}
@@ -97,16 +125,16 @@ func (r *resources) boot(def *definition.Definition, _ *slog.Logger) error {
 	}
 	var err error
 	if def.Boot.Firmware != "" {
-		if b.Firmware, err = image(def.Boot.Firmware); err != nil {
+		if b.Firmware, err = image("firmware", def.Boot.Firmware); err != nil {
 			return fmt.Errorf("firmware: %w", err)
 		}
 		return nil
 	}
-	if b.Kernel, err = image(def.Boot.Kernel); err != nil {
+	if b.Kernel, err = image("kernel", def.Boot.Kernel); err != nil {
 		return fmt.Errorf("kernel: %w", err)
 	}
 	if def.Boot.Initrd != "" {
-		img, err := image(def.Boot.Initrd)
+		img, err := image("initrd", def.Boot.Initrd)
 		if err != nil {
 			return fmt.Errorf("initrd: %w", err)
 		}
@@ -118,12 +146,15 @@ func (r *resources) boot(def *definition.Definition, _ *slog.Logger) error {
 func (r *resources) disks(def *definition.Definition, log *slog.Logger) error {
 	for _, k := range def.Disks {
 		if k.Socket != "" {
+			if r.handed.sealed() {
+				return fmt.Errorf("disk %q: a guest in a cell reaches no socket: give it an image", k.Name)
+			}
 			if err := r.remoteDisk(def, k, log); err != nil {
 				return err
 			}
 			continue
 		}
-		f, err := openDisk(k)
+		f, err := openDisk(k, r.handed)
 		if err != nil {
 			return fmt.Errorf("disk %q: %w", k.Name, err)
 		}
@@ -155,12 +186,12 @@ func (r *resources) remoteDisk(def *definition.Definition, k definition.Disk, lo
 }
 
 // openDisk opens a disk and locks it, so that no two guests write to one image.
-func openDisk(k definition.Disk) (*os.File, error) {
+func openDisk(k definition.Disk, h *handed) (*os.File, error) {
 	flags, lock := os.O_RDWR, unix.LOCK_EX
 	if k.ReadOnly {
 		flags, lock = os.O_RDONLY, unix.LOCK_SH
 	}
-	f, err := os.OpenFile(k.Path, flags, 0)
+	f, err := h.open("disk."+k.Name, func() (*os.File, error) { return os.OpenFile(k.Path, flags, 0) })
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +211,7 @@ func (r *resources) nics(def *definition.Definition, log *slog.Logger) error {
 		if err != nil {
 			return fmt.Errorf("nic %q: %w", n.Name, err)
 		}
-		backend, err := openNIC(n, log)
+		backend, err := r.openNIC(n, log)
 		if err != nil {
 			return fmt.Errorf("nic %q: %w", n.Name, err)
 		}
@@ -197,7 +228,10 @@ type closableBackend interface {
 	io.Closer
 }
 
-func openNIC(n definition.NIC, log *slog.Logger) (closableBackend, error) {
+func (r *resources) openNIC(n definition.NIC, log *slog.Logger) (closableBackend, error) {
+	if r.handed.sealed() {
+		return r.handedNIC(n, log)
+	}
 	if n.Tap != "" {
 		return virtionet.OpenTap(n.Tap)
 	}
@@ -209,10 +243,33 @@ func openNIC(n definition.NIC, log *slog.Logger) (closableBackend, error) {
 	return virtionet.NewStream(conn, dial, log), nil
 }
 
+// handedNIC makes a backend of the tap or the connected socket that was handed over. When the socket's peer goes away, the
+// broker is asked for another one.
+func (r *resources) handedNIC(n definition.NIC, log *slog.Logger) (closableBackend, error) {
+	f, err := r.handed.open("nic."+n.Name, nil)
+	if err != nil {
+		return nil, err
+	}
+	if n.Tap != "" {
+		return virtionet.NewTap(f)
+	}
+	conn, err := net.FileConn(f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	var dial func(context.Context) (net.Conn, error)
+	if r.broker != nil {
+		dial = func(ctx context.Context) (net.Conn, error) {
+			return r.broker.Dial(ctx, broker.Request{What: broker.NIC, Name: n.Name})
+		}
+	}
+	return virtionet.NewStream(conn, dial, log), nil
+}
+
 // others adds what a guest has at most one of.
 func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 	if def.Debug != "" {
-		f, err := openLogFile(def.Debug)
+		f, err := r.handed.logFile("debug", def.Debug)
 		if err != nil {
 			return fmt.Errorf("debug console: %w", err)
 		}
@@ -232,7 +289,7 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 		})
 	}
 	if c := def.Console; c != nil {
-		l, err := control.Listen(c.Path)
+		l, err := r.handed.listen("console", c.Path)
 		if err != nil {
 			return fmt.Errorf("console: %w", err)
 		}
@@ -253,15 +310,28 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 		})
 	}
 	if v := def.Vsock; v != nil {
-		l, err := control.Listen(v.Path)
+		l, err := r.handed.listen("vsock", v.Path)
 		if err != nil {
 			return fmt.Errorf("vsock: %w", err)
 		}
 		r.opened(l)
-		cfg := vsock.Config{CID: uint64(v.CID), Listener: l, Dial: vsock.DialPath(v.Path)}
+		cfg := vsock.Config{CID: uint64(v.CID), Listener: l, Dial: r.vsockDial(v.Path)}
 		r.add("vsock", func() (virtio.Device, error) { return vsock.New(cfg) })
 	}
 	return nil
+}
+
+// vsockDial returns what connects the guest to ports of the host; nil if nothing does.
+func (r *resources) vsockDial(path string) func(context.Context, uint32) (net.Conn, error) {
+	switch {
+	case r.broker != nil:
+		return func(ctx context.Context, port uint32) (net.Conn, error) {
+			return r.broker.Dial(ctx, broker.Request{What: broker.Vsock, Port: port})
+		}
+	case r.handed.sealed():
+		return nil
+	}
+	return vsock.DialPath(path)
 }
 
 func (r *resources) add(name string, make func() (virtio.Device, error)) {

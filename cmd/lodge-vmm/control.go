@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/machine"
+	"github.com/lodgehv/lodge/hypervisor/mem"
 )
 
 // guestStatus is the result of the method "status".
@@ -27,7 +30,7 @@ type guestStatus struct {
 
 // saveParams are the parameters of the method "save".
 type saveParams struct {
-	Dir  string `json:"dir"`
+	Dir  string `json:"dir,omitempty"` // if it is missing, two files come with the request: for the RAM, and for the state
 	Stop bool   `json:"stop,omitempty"`
 }
 
@@ -58,10 +61,11 @@ func (g *guest) methods() map[string]control.Handler {
 			if err := c.Params(&p); err != nil {
 				return nil, err
 			}
-			if !filepath.IsAbs(p.Dir) {
-				return nil, &control.Error{Code: control.CodeBadRequest, Message: fmt.Sprintf("dir %q: give an absolute path", p.Dir)}
+			to, err := g.saveTo(c, p.Dir)
+			if err != nil {
+				return nil, err
 			}
-			if err := g.save(ctx, p.Dir, p.Stop, c.Progress); err != nil {
+			if err := g.save(ctx, to, p.Stop, c.Progress); err != nil {
 				return nil, err
 			}
 			if p.Stop {
@@ -80,6 +84,29 @@ func (g *guest) methods() map[string]control.Handler {
 			return nil, g.setBalloon(*p.Target)
 		},
 	}
+}
+
+// saveTo returns how a machine is saved: to the directory dir, or to the files that came with the request.
+func (g *guest) saveTo(c *control.Call, dir string) (saver, error) {
+	if dir == "" {
+		files, err := c.Files(2)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context, m *machine.Machine, def []byte, progress mem.Progress) error {
+			err := m.SaveTo(ctx, files[0], files[1], def, progress)
+			return errors.Join(err, files[0].Close(), files[1].Close())
+		}, nil
+	}
+	if !filepath.IsAbs(dir) {
+		return nil, &control.Error{Code: control.CodeBadRequest, Message: fmt.Sprintf("dir %q: give an absolute path", dir)}
+	}
+	if g.res.handed.sealed() {
+		return nil, &control.Error{Code: control.CodeBadRequest, Message: "dir: in its cell a guest has no paths: send the two files along"}
+	}
+	return func(ctx context.Context, m *machine.Machine, def []byte, progress mem.Progress) error {
+		return m.Save(ctx, dir, def, progress)
+	}, nil
 }
 
 func (g *guest) status() guestStatus {

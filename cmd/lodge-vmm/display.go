@@ -11,7 +11,6 @@ import (
 	"github.com/lodgehv/lodge/console/qdisplay"
 	guestinput "github.com/lodgehv/lodge/hid/guest"
 	"github.com/lodgehv/lodge/hid/virtioinput"
-	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
@@ -45,7 +44,7 @@ func (r *resources) display(def *definition.Definition, log *slog.Logger) error 
 		func(ready func()) machine.PS2Device { return in.PS2Keyboard(ready) },
 		func(ready func()) machine.PS2Device { return in.PS2Mouse(ready) },
 	}
-	l, err := control.Listen(d.Path)
+	l, err := r.handed.listen("display", d.Path)
 	if err != nil {
 		return fmt.Errorf("display: %w", err)
 	}
@@ -78,7 +77,7 @@ func (r *resources) card(d *definition.Display, screen *display.Screen, log *slo
 		r.add("gpu", func() (virtio.Device, error) { return virtiogpu.New(cfg) })
 		return nil
 	}
-	rom, err := readROM(d.ROM)
+	rom, err := r.readROM(d.ROM)
 	if err != nil {
 		return err
 	}
@@ -88,8 +87,8 @@ func (r *resources) card(d *definition.Display, screen *display.Screen, log *slo
 	return nil
 }
 
-func readROM(path string) ([]byte, error) {
-	f, err := os.Open(path)
+func (r *resources) readROM(path string) ([]byte, error) {
+	f, err := r.handed.open("vgarom", func() (*os.File, error) { return os.Open(path) })
 	if err != nil {
 		return nil, err
 	}

@@ -238,8 +238,11 @@ func (g *guest) diskFull(err error) {
 	}()
 }
 
-// save saves the guest to dir. With stop it does not run again: the caller quits.
-func (g *guest) save(ctx context.Context, dir string, stop bool, progress mem.Progress) error {
+// saver saves a machine, with the definition of its guest.
+type saver func(ctx context.Context, m *machine.Machine, def []byte, progress mem.Progress) error
+
+// save saves the guest by means of to. With stop it does not run again: the caller quits.
+func (g *guest) save(ctx context.Context, to saver, stop bool, progress mem.Progress) error {
 	if !g.beginSaving() {
 		return errors.New("the guest is being saved already: wait for that")
 	}
@@ -258,13 +261,13 @@ func (g *guest) save(ctx context.Context, dir string, stop bool, progress mem.Pr
 		return err
 	}
 	if !stop {
-		return m.Save(ctx, dir, def, progress)
+		return to(ctx, m, def, progress)
 	}
 	wasRunning := m.Running()
 	if err := m.Pause(); err != nil {
 		return err
 	}
-	if err := m.Save(ctx, dir, def, progress); err != nil {
+	if err := to(ctx, m, def, progress); err != nil {
 		if wasRunning {
 			err = errors.Join(err, m.Resume())
 		}

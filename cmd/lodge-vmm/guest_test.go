@@ -55,13 +55,13 @@ func TestSaveOnce(t *testing.T) {
 	}
 	g.command.Lock()
 	first := make(chan error, 1)
-	go func() { first <- g.save(t.Context(), "", false, nil) }()
+	go func() { first <- g.save(t.Context(), nil, false, nil) }()
 	for deadline := time.Now().Add(10 * time.Second); g.state() != "saving"; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("state %q", g.state())
 		}
 	}
-	if err := g.save(t.Context(), "", false, nil); err == nil {
+	if err := g.save(t.Context(), nil, false, nil); err == nil {
 		t.Error("two are saved at a time")
 	}
 	if s := g.state(); s != "saving" {

@@ -17,6 +17,7 @@ type logFile struct {
 	f       *os.File
 	size    int64
 	regular bool
+	handed  bool // there is no path to another one
 }
 
 func openLogFile(path string) (*logFile, error) {
@@ -37,6 +38,16 @@ func (l *logFile) open() error {
 	return nil
 }
 
+// handedLogFile is a logFile over f, which was opened to append. When it is full it is emptied: to keep more is the business
+// of whoever opened it.
+func handedLogFile(f *os.File) (*logFile, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return &logFile{path: f.Name(), limit: logFileSize, f: f, size: st.Size(), regular: st.Mode().IsRegular(), handed: true}, nil
+}
+
 // Write implements io.Writer. One call at a time. If the full file cannot be renamed, what the guest prints is lost.
 func (l *logFile) Write(p []byte) (int, error) {
 	if l.regular && l.size > 0 && l.size+int64(len(p)) > l.limit {
@@ -50,6 +61,10 @@ func (l *logFile) Write(p []byte) (int, error) {
 }
 
 func (l *logFile) rotate() error {
+	if l.handed {
+		l.size = 0
+		return l.f.Truncate(0)
+	}
 	if err := os.Rename(l.path, l.path+".1"); err != nil && !errors.Is(err, os.ErrNotExist) { // somebody else's doing
 		return fmt.Errorf("%s is full: %w", l.path, err)
 	}

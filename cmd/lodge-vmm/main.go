@@ -35,8 +35,8 @@ type command struct {
 
 func commands() []command {
 	return []command{
-		{"run", "[--restore DIR [--ignore-disk-changes]] GUEST.toml", "run a guest until it powers off", runGuest},
-		{"restore", "[--shared] [--ignore-disk-changes] DIR", "run a guest from a saved state", restoreGuest},
+		{"run", "[--restore DIR [--ignore-disk-changes]] [--log-syscalls] GUEST.toml", "run a guest until it powers off", runGuest},
+		{"restore", "[--shared] [--ignore-disk-changes] [--log-syscalls] DIR", "run a guest from a saved state", restoreGuest},
 		{"check", "[--json] GUEST.toml | DIR", "validate a definition, or every byte of a saved state", check},
 		{"status", "[--json] GUEST", "tell how a running guest is", status},
 		{"pause", "GUEST", "pause a running guest", simple("pause")},
@@ -57,6 +57,7 @@ type environment struct {
 	stdin          *os.File
 	stdout, stderr io.Writer
 	log            *slog.Logger
+	handed         *handed
 }
 
 // usageError is a mistake on the command line.
@@ -81,7 +82,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), end...)
 	defer stop()
 	e := &environment{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
-		log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+		log: slog.New(slog.NewTextHandler(os.Stderr, nil)), handed: takeHanded()}
 	os.Exit(dispatch(ctx, e, os.Args[1:]))
 }
 

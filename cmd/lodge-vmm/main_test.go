@@ -17,13 +17,15 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/internal/ptytest"
 )
 
 const seabios = "/usr/share/seabios/bios-256k.bin"
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"lodge-vmm": main, "panic-on-terminal": func() {
+	cell.RunInit(os.Args)
+	testscript.Main(removing{m}, map[string]func(){"lodge-vmm": main, "attempt": attempt, "panic-on-terminal": func() {
 		t := terminal{in: os.Stdin}
 		if err := t.raw(); err != nil {
 			panic(err)
@@ -31,6 +33,18 @@ func TestMain(m *testing.M) {
 		go panic("as was asked for")
 		select {}
 	}})
+}
+
+// removing removes what tests have built, after them.
+type removing struct{ *testing.M }
+
+func (m removing) Run() int {
+	defer func() {
+		if staticDir != "" {
+			os.RemoveAll(staticDir)
+		}
+	}()
+	return m.M.Run()
 }
 
 func TestScripts(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os/signal"
 	"runtime"
 	"sync"
@@ -30,45 +31,87 @@ func runGuest(ctx context.Context, e *environment, args []string) error {
 			break
 		}
 	}
-	var ignore bool
-	args, err := flags(args, map[string]*bool{ignoreDiskChanges: &ignore})
+	var ignore, logOnly bool
+	args, err := flags(args, map[string]*bool{ignoreDiskChanges: &ignore, logSyscalls: &logOnly})
 	if err != nil {
 		return err
 	}
 	if len(args) != 1 || ignore && dir == "" {
 		return usagef("want one definition, and %s with --restore only", ignoreDiskChanges)
 	}
-	def, err := definition.Load(args[0])
-	if err != nil {
+	if err := e.handed.seal(logOnly, args[0]); err != nil {
 		return err
 	}
-	if err := def.CheckHost(args[0]); err != nil {
+	def, err := loadDefinition(e.handed, args[0])
+	if err != nil {
 		return err
 	}
 	if dir == "" {
 		return serve(ctx, e, def, machine.New, false)
 	}
-	saved, err := machine.OpenSaved(dir)
+	saved, err := openSaved(e.handed, dir)
 	if err != nil {
 		return err
 	}
 	return serve(ctx, e, def, restored(saved, machine.RestoreOptions{Lazy: lazy(e, def)}), ignore)
 }
 
+// loadDefinition reads the definition at path, or the one that was handed over: whoever did that has checked the host.
+func loadDefinition(h *handed, path string) (*definition.Definition, error) {
+	if !h.sealed() {
+		def, err := definition.Load(path)
+		if err != nil {
+			return nil, err
+		}
+		return def, def.CheckHost(path)
+	}
+	f, err := h.open("definition", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return definition.Read(io.NewSectionReader(f, 0, math.MaxInt64), path) // wherever others have read to
+}
+
+// openSaved opens the saved state in dir, or the one that was handed over.
+func openSaved(h *handed, dir string) (*machine.Saved, error) {
+	if !h.sealed() {
+		return machine.OpenSaved(dir)
+	}
+	state, err := h.open("saved.state", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer state.Close()
+	ram, err := h.open("saved.ram", nil)
+	if err != nil {
+		return nil, err
+	}
+	return machine.OpenSavedFiles(dir, state, ram)
+}
+
 // restoreGuest is the command "restore".
 func restoreGuest(ctx context.Context, e *environment, args []string) error {
 	var opt machine.RestoreOptions
-	var ignore bool
-	args, err := flags(args, map[string]*bool{"--shared": &opt.Shared, ignoreDiskChanges: &ignore})
+	var ignore, logOnly bool
+	args, err := flags(args, map[string]*bool{"--shared": &opt.Shared, ignoreDiskChanges: &ignore, logSyscalls: &logOnly})
 	if err != nil {
 		return err
 	}
 	if len(args) != 1 {
 		return usagef("want one directory")
 	}
-	saved, err := machine.OpenSaved(args[0])
+	if err := e.handed.seal(logOnly, args[0]); err != nil {
+		return err
+	}
+	saved, err := openSaved(e.handed, args[0])
 	if err != nil {
 		return err
+	}
+	if e.handed.sealed() && opt.Shared {
+		if opt.Lazy.Device, err = e.handed.open("userfaultfd", nil); err != nil {
+			return err
+		}
 	}
 	def, err := definition.Parse(args[0]+" (definition)", "/", saved.Definition())
 	if err != nil {
@@ -123,7 +166,7 @@ func serve(
 		defer func() { err = errors.Join(err, port.close()) }()
 		serial[i], out[i] = port, port.out
 	}
-	res, err := compose(def, out, log)
+	res, err := compose(def, out, e.handed, log)
 	if err != nil {
 		return err
 	}
@@ -146,13 +189,16 @@ func serve(
 	for _, port := range serial {
 		background("serial port", func() error { return port.serve(ctx, g) })
 	}
-	if def.Control != "" {
-		l, err := control.Listen(def.Control)
+	if def.Control != "" || e.handed.has("control") {
+		l, err := e.handed.listen("control", def.Control)
 		if err != nil {
 			return err
 		}
 		server := &control.Server{Methods: g.methods()}
 		background("control", func() error { return server.Serve(ctx, l) })
+	}
+	if err := e.handed.leftOver(); err != nil {
+		return err
 	}
 	for _, f := range res.serve {
 		background("device", func() error { return f(ctx, g) })

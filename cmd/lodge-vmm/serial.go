@@ -27,17 +27,24 @@ type serialPort struct {
 // openSerial opens what serial port i is connected to.
 func openSerial(i int, s definition.Serial, e *environment) (*serialPort, error) {
 	nothing := func(context.Context, *guest) error { return nil }
+	name := [...]string{"serial", "serial2"}[i]
+	if e.handed.sealed() && s.Mode != "none" { // what is there now says what it is
+		s.Mode = "file"
+		if e.handed.socket(name) {
+			s.Mode = "socket"
+		}
+	}
 	switch s.Mode {
 	case "none":
 		return &serialPort{serve: nothing, close: func() error { return nil }}, nil
 	case "file":
-		f, err := openLogFile(s.Path)
+		f, err := e.handed.logFile(name, s.Path)
 		if err != nil {
 			return nil, fmt.Errorf("serial: %w", err)
 		}
 		return &serialPort{out: f, serve: nothing, close: f.Close}, nil
 	case "socket":
-		l, err := control.Listen(s.Path)
+		l, err := e.handed.listen(name, s.Path)
 		if err != nil {
 			return nil, fmt.Errorf("serial: %w", err)
 		}

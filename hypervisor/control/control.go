@@ -28,6 +28,7 @@ import (
 const (
 	maxLine    = 64 << 10 // bytes of one request, and of one answer
 	maxConns   = 16
+	maxFiles   = 4                // that came with requests and no method has taken
 	replyLimit = 10 * time.Second // that a client takes to read an answer
 )
 
@@ -62,6 +63,7 @@ type Call struct {
 	params json.RawMessage
 	notify func(Progress)
 	after  []func()
+	files  *files
 }
 
 // Params decodes the parameters into v, strictly.
@@ -82,6 +84,15 @@ func (c *Call) Progress(done, total uint64) { c.notify(Progress{done, total}) }
 
 // After has f called when the answer was written, or could not be: a method that ends the process does so there.
 func (c *Call) After(f func()) { c.after = append(c.after, f) }
+
+// Files takes the files that the client has sent along with its requests, as many as want says: they are the method's own.
+func (c *Call) Files(want int) ([]*os.File, error) {
+	f, n := c.files.take(want)
+	if f == nil {
+		return nil, &Error{CodeBadRequest, fmt.Sprintf("%s: %d files came with the request, where %d belong", c.Method, n, want)}
+	}
+	return f, nil
+}
 
 // Handler carries out a method. Its result is encoded as JSON; nil becomes an empty object.
 type Handler func(ctx context.Context, c *Call) (any, error)
@@ -183,6 +194,8 @@ func (s *Server) converse(ctx context.Context, conn net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
+	from, sent := newReader(conn)
+	defer sent.close()
 	lines := make(chan []byte)
 	done := make(chan struct{})
 	go func() {
@@ -190,7 +203,7 @@ func (s *Server) converse(ctx context.Context, conn net.Conn) {
 		defer cancel()
 		defer awaitHangup(conn)
 		defer close(lines)
-		in := bufio.NewScanner(conn)
+		in := bufio.NewScanner(from)
 		in.Buffer(nil, maxLine)
 		for in.Scan() {
 			select {
@@ -204,7 +217,7 @@ func (s *Server) converse(ctx context.Context, conn net.Conn) {
 		}
 	}()
 	for line := range lines {
-		if s.answer(ctx, line, conn) != nil {
+		if s.answer(ctx, line, conn, sent) != nil {
 			break
 		}
 	}
@@ -232,7 +245,7 @@ func awaitHangup(conn net.Conn) {
 }
 
 // answer carries out the request in line and writes the answer. An error means that the client did not take it.
-func (s *Server) answer(ctx context.Context, line []byte, conn net.Conn) error {
+func (s *Server) answer(ctx context.Context, line []byte, conn net.Conn, sent *files) error {
 	out := json.NewEncoder(conn) // refuses all after a line that was cut off
 	var r request
 	if err := json.Unmarshal(line, &r); err != nil {
@@ -240,7 +253,7 @@ func (s *Server) answer(ctx context.Context, line []byte, conn net.Conn) error {
 	}
 	t := teller{newest: make(chan Progress, 1), over: make(chan struct{}), done: make(chan struct{})}
 	go t.run(r.ID, out)
-	c := &Call{Method: r.Method, params: r.Params, notify: t.put}
+	c := &Call{Method: r.Method, params: r.Params, notify: t.put, files: sent}
 	a := s.call(ctx, r.ID, c)
 	_ = conn.SetWriteDeadline(time.Now().Add(replyLimit)) // also for progress that is on its way
 	close(t.over)
@@ -360,18 +373,19 @@ func (c *Client) Peer() (pid int, err error) {
 func (c *Client) Close() error { return c.conn.Close() }
 
 // Call calls a method and decodes its result into result, unless that is nil. progress may be nil. An error of the method
-// is an *Error. When ctx ends, the connection is closed.
-func (c *Client) Call(ctx context.Context, method string, params, result any, progress func(Progress)) error {
+// is an *Error. When ctx ends, the connection is closed. files are sent along, for methods that take some; they stay the
+// caller's.
+func (c *Client) Call(ctx context.Context, method string, params, result any, progress func(Progress), files ...*os.File) error {
 	stop := context.AfterFunc(ctx, func() { c.conn.Close() })
 	defer stop()
-	err := c.call(method, params, result, progress)
+	err := c.call(method, params, result, progress, files)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	return err
 }
 
-func (c *Client) call(method string, params, result any, progress func(Progress)) error {
+func (c *Client) call(method string, params, result any, progress func(Progress), files []*os.File) error {
 	c.next++
 	r := request{ID: c.next, Method: method}
 	if params != nil {
@@ -381,7 +395,11 @@ func (c *Client) call(method string, params, result any, progress func(Progress)
 		}
 		r.Params = b
 	}
-	if err := json.NewEncoder(c.conn).Encode(r); err != nil {
+	line, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := send(c.conn, append(line, '\n'), files); err != nil {
 		return fmt.Errorf("%s: %w", method, err)
 	}
 	for {

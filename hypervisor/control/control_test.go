@@ -372,3 +372,70 @@ func TestHostileServer(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Files go along with a request to the method that wants them, and nowhere else.
+func TestFiles(t *testing.T) {
+	path := serve(t, map[string]Handler{
+		"fill": func(_ context.Context, c *Call) (any, error) {
+			files, err := c.Files(2)
+			if err != nil {
+				return nil, err
+			}
+			for i, f := range files {
+				_, e := f.WriteString([]string{"one", "two"}[i])
+				err = errors.Join(err, e, f.Close())
+			}
+			return nil, err
+		},
+	})
+	var files []*os.File
+	for range maxFiles + 1 {
+		f, err := os.CreateTemp(t.TempDir(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files = append(files, f)
+	}
+	c := dial(t, path)
+	for n, want := range []string{"0 files came", "1 files came", ""} { // what was sent before stays
+		var send []*os.File
+		if n > 0 {
+			send = files[n-1 : n]
+		}
+		err := c.Call(t.Context(), "fill", nil, nil, nil, send...)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("with %d files: %v, want %q", n, err, want)
+		}
+	}
+	for i, want := range []string{"one", "two"} {
+		if got, err := os.ReadFile(files[i].Name()); err != nil || string(got) != want {
+			t.Errorf("file %d holds %q, %v", i, got, err)
+		}
+	}
+	if err := c.Call(t.Context(), "fill", nil, nil, nil, files...); err == nil {
+		t.Error("too many files are taken")
+	}
+}
+
+// What a client sends and no method takes is closed with its connection.
+func TestFilesLeft(t *testing.T) {
+	path := serve(t, map[string]Handler{"nothing": func(context.Context, *Call) (any, error) { return nil, nil }})
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	c := dial(t, path)
+	if err := c.Call(t.Context(), "nothing", nil, nil, nil, w); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	c.Close()
+	if err := r.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("%v: the server has it open still", err)
+	}
+}

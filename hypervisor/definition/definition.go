@@ -167,6 +167,11 @@ func Load(path string) (*Definition, error) {
 		return nil, fmt.Errorf("definition: %w", err)
 	}
 	defer f.Close()
+	return Read(f, path)
+}
+
+// Read is Load for a file that is open already. path is where it lies.
+func Read(f io.Reader, path string) (*Definition, error) {
 	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("definition: %w", err)

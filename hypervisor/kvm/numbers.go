@@ -65,6 +65,23 @@ const (
 	nrGetXSAVE2     = 0x9000aecf
 )
 
+// Requests returns the numbers of the ioctls that a VMM issues, for a process that is held to a list of system calls. Those of
+// setup make machines, and save and restore what is no vCPU's; those of run are what a vCPU's thread needs: its own, and what
+// devices do that it writes to.
+func Requests() (setup, run []uint32) {
+	return []uint32{
+			nrGetAPIVersion, nrCreateVM, nrGetMSRIndexList, nrCheckExtension, nrGetVCPUMmapSize, nrGetSupportedCPUID,
+			nrCreateVCPU, nrGetDirtyLog, nrSetTSSAddr, nrSetIdentityMapAddr, nrCreateIRQChip, nrGetIRQChip, nrSetIRQChip, nrCreatePIT2,
+			nrSetClock, nrGetClock, nrGetPIT2, nrSetPIT2,
+		}, []uint32{
+			nrRun, // the most frequent comes first
+			nrSignalMSI, nrIRQLine, nrSetGSIRouting, nrIRQFD, nrIOEventFD, nrSetUserMemoryRegion,
+			nrGetRegs, nrSetRegs, nrGetSRegs, nrSetSRegs, nrGetSRegs2, nrSetSRegs2, nrGetMSRs, nrSetMSRs, nrGetXSAVE, nrGetXSAVE2,
+			nrSetXSAVE, nrGetXCRS, nrSetXCRS, nrGetLAPIC, nrSetLAPIC, nrSetCPUID2, nrGetMPState, nrSetMPState, nrNMI,
+			nrGetVCPUEvents, nrSetVCPUEvents, nrGetDebugRegs, nrSetDebugRegs, nrSetTSCKHz, nrGetTSCKHz, nrKVMClockCtrl,
+		}
+}
+
 // apiVersion is what KVM_GET_API_VERSION has returned since Linux 2.6.22; the kernel's documentation says to refuse
 // any other.
 const apiVersion = 12

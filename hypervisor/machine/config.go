@@ -48,6 +48,10 @@ type Config struct {
 
 	Slots []Slot // the cards, in the order of their slots
 
+	// OnVCPUThread is called on each vCPU's thread before it runs the guest, such as to take from the thread what that does
+	// not need; nil is nothing.
+	OnVCPUThread func() error
+
 	Log *slog.Logger // nil is slog's default
 }
 

@@ -217,6 +217,11 @@ func (m *Machine) addCPUs() error {
 		}
 		cpu.EndWith(&m.ended)
 		m.cpus = append(m.cpus, cpu)
+		if m.cfg.OnVCPUThread != nil {
+			if err := cpu.Do(func(*kvm.VCPU) error { return m.cfg.OnVCPUThread() }); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -56,6 +56,37 @@ var ErrEnded = errors.New("the guest has ended: there is nothing to save")
 // definition is kept beside the state for whoever restores it. progress may be nil. If ctx ends first, nothing is written.
 // So it is with ErrEnded: a guest that has reset its machine would be saved between two lives.
 func (m *Machine) Save(ctx context.Context, dir string, definition []byte, progress mem.Progress) error {
+	return m.save(func() error {
+		return snap.PublishDir(dir, func(tmp string) error {
+			f, err := m.capture(definition)
+			if err != nil {
+				return err
+			}
+			if err := m.mem.SaveFile(ctx, filepath.Join(tmp, snap.RAMName), f.Snapshot, progress); err != nil {
+				return err
+			}
+			return f.Write(filepath.Join(tmp, snap.StateName))
+		})
+	})
+}
+
+// SaveTo is Save to two open files, which must be empty and stay the caller's: for a process that may open none. They are
+// synced, and of no use after an error; to publish them together is the caller's business (snap.PublishDir).
+func (m *Machine) SaveTo(ctx context.Context, ram, state *os.File, definition []byte, progress mem.Progress) error {
+	return m.save(func() error {
+		f, err := m.capture(definition)
+		if err != nil {
+			return err
+		}
+		if err := m.mem.Save(ctx, ram, f.Snapshot, progress); err != nil {
+			return err
+		}
+		return f.WriteFile(state)
+	})
+}
+
+// save has write write the machine, paused.
+func (m *Machine) save(write func() error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	wasRunning := m.running
@@ -64,7 +95,7 @@ func (m *Machine) Save(ctx context.Context, dir string, definition []byte, progr
 	}
 	err := ErrEnded
 	if !m.ended.Load() { // no vCPU runs that could end it now
-		err = snap.PublishDir(dir, func(tmp string) error { return m.write(ctx, tmp, definition, progress) })
+		err = write()
 		m.saved = err == nil
 	}
 	if wasRunning {
@@ -73,7 +104,8 @@ func (m *Machine) Save(ctx context.Context, dir string, definition []byte, progr
 	return err
 }
 
-func (m *Machine) write(ctx context.Context, dir string, definition []byte, progress mem.Progress) error {
+// capture returns the state of all but the memory.
+func (m *Machine) capture(definition []byte) (*snap.File, error) {
 	b := board{m.cfg.CPUs, m.cfg.Memory, m.romSize}
 	c := snap.NewEncoder(boardVersion)
 	b.state(c)
@@ -81,13 +113,9 @@ func (m *Machine) write(ctx context.Context, dir string, definition []byte, prog
 		snap.Section{ID: sectionBoard, Version: boardVersion, Data: c.Data()},
 		snap.Section{ID: sectionDefinition, Data: definition})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	f := &snap.File{Snapshot: snap.NewID(), Machine: m.cfg.UUID, Created: time.Now(), Writer: version(), Sections: sections}
-	if err := m.mem.SaveFile(ctx, filepath.Join(dir, snap.RAMName), f.Snapshot, progress); err != nil {
-		return err
-	}
-	return f.Write(filepath.Join(dir, snap.StateName))
+	return &snap.File{Snapshot: snap.NewID(), Machine: m.cfg.UUID, Created: time.Now(), Writer: version(), Sections: sections}, nil
 }
 
 // version names this program in a state file.
@@ -102,6 +130,7 @@ func version() string {
 // Saved is a saved machine whose state has been read and found whole.
 type Saved struct {
 	dir   string
+	ram   *os.File // nil: in dir
 	file  *snap.File
 	board board
 }
@@ -113,6 +142,25 @@ func OpenSaved(dir string) (*Saved, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newSaved(dir, f)
+}
+
+// OpenSavedFiles is OpenSaved for two files that are open already: for a process that may open none. dir is what errors call
+// the saved machine. The first Restore takes ram over, and there is no second; state stays the caller's.
+func OpenSavedFiles(dir string, state, ram *os.File) (*Saved, error) {
+	f, err := snap.ReadFrom(state)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newSaved(dir, f)
+	if err != nil {
+		return nil, err
+	}
+	s.ram = ram
+	return s, nil
+}
+
+func newSaved(dir string, f *snap.File) (*Saved, error) {
 	s := &Saved{dir: dir, file: f}
 	section, ok := f.Section(sectionBoard)
 	if !ok {
@@ -198,9 +246,11 @@ func Restore(cfg Config, s *Saved, opt RestoreOptions) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(filepath.Join(s.dir, snap.RAMName))
-	if err != nil {
-		return nil, fmt.Errorf("saved state %s: %w", s.dir, err)
+	f := s.ram
+	if f == nil {
+		if f, err = os.Open(filepath.Join(s.dir, snap.RAMName)); err != nil {
+			return nil, fmt.Errorf("saved state %s: %w", s.dir, err)
+		}
 	}
 	var memory *mem.Memory
 	switch {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -228,48 +227,63 @@ func Read(path string) (*File, error) {
 		return nil, fmt.Errorf("saved state: %w", err)
 	}
 	defer f.Close()
+	return ReadFrom(f)
+}
+
+// ReadFrom is Read for a file that is open already. It stays the caller's.
+func ReadFrom(f *os.File) (*File, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("saved state: %w", err)
 	}
 	if !st.Mode().IsRegular() || st.Size() > maxFile {
-		return nil, fmt.Errorf("saved state %s: not a regular file of at most %d MiB: %w", path, maxFile>>20, ErrForeign)
+		return nil, fmt.Errorf("saved state %s: not a regular file of at most %d MiB: %w", f.Name(), maxFile>>20, ErrForeign)
 	}
 	b := make([]byte, st.Size())
-	if _, err := io.ReadFull(f, b); err != nil {
-		return nil, fmt.Errorf("saved state %s: %w", path, err)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return nil, fmt.Errorf("saved state %s: %w", f.Name(), err)
 	}
 	s, err := Decode(b)
 	if err != nil {
-		return nil, fmt.Errorf("saved state %s: %w", path, err)
+		return nil, fmt.Errorf("saved state %s: %w", f.Name(), err)
 	}
 	return s, nil
 }
 
-// Write writes the state file at path, replacing what is there only once the new file is whole and on disk.
-func (f *File) Write(path string) (err error) {
+// WriteFile writes the state to an open file, which must be empty, and syncs it. It stays the caller's.
+func (f *File) WriteFile(w *os.File) error {
 	b, err := f.Encode()
 	if err != nil {
 		return err
 	}
+	if _, err := w.Write(b); err != nil {
+		return fmt.Errorf("saved state: %w", err)
+	}
+	if err := w.Sync(); err != nil {
+		return fmt.Errorf("saved state: %w", err)
+	}
+	return nil
+}
+
+// Write writes the state file at path, replacing what is there only once the new file is whole and on disk.
+func (f *File) Write(path string) (err error) {
 	dir := filepath.Dir(path)
 	tmp, err := os.CreateTemp(dir, filepath.Base(path)+".tmp-*")
 	if err != nil {
 		return fmt.Errorf("saved state: %w", err)
 	}
-	_, err = tmp.Write(b)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if e := tmp.Close(); err == nil {
-		err = e
+	err = f.WriteFile(tmp)
+	if e := tmp.Close(); err == nil && e != nil {
+		err = fmt.Errorf("saved state: %w", e)
 	}
 	if err == nil {
-		err = os.Rename(tmp.Name(), path)
+		if e := os.Rename(tmp.Name(), path); e != nil {
+			err = fmt.Errorf("saved state: %w", e)
+		}
 	}
 	if err != nil {
 		os.Remove(tmp.Name())
-		return fmt.Errorf("saved state: %w", err)
+		return err
 	}
 	return syncPath(dir)
 }

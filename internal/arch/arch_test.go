@@ -68,6 +68,16 @@ var rules = []rule{
 		only: []string{},
 	},
 	{
+		why:  "what confines a process has little to do that could be wrong",
+		of:   []string{"hypervisor/manager/cell", "internal/seccomp", "internal/broker"},
+		only: []string{},
+	},
+	{
+		why:   "lodge-vmm runs in a cell: it starts none",
+		of:    []string{"cmd/lodge-vmm"},
+		never: []string{"hypervisor/manager/..."},
+	},
+	{
 		why:   "libraries know nothing of programs and of tests",
 		of:    []string{"hypervisor/...", "passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/..."},
 		never: []string{"cmd/...", "e2e/..."},
@@ -213,6 +223,9 @@ func TestRules(t *testing.T) {
 		{"hypervisor/manager/pool", "hypervisor/manager/pool/format", true},
 		{"hypervisor/manager/pool", "hypervisor/manager/job", false},
 		{"hypervisor/manager/job", "hypervisor/manager", false},
+		{"hypervisor/manager/cell", "hypervisor/definition", false},
+		{"hypervisor/manager/vmm", "hypervisor/manager/cell", true},
+		{"cmd/lodge-vmm", "hypervisor/manager/cell", false},
 		{"vgpu/vga", "hypervisor/virtio", true},
 		{"vgpu/vga", "e2e/notebook", false},
 		{"ui/widgets", "hypervisor/manager/client", true},

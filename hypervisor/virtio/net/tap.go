@@ -62,9 +62,26 @@ func (t *transfer) init(trap uintptr) {
 
 // OpenTap opens the tap device name, or makes it if the caller may. An empty name lets the kernel choose one.
 func OpenTap(name string) (*Tap, error) {
+	fd, err := attachTap(name)
+	if err != nil {
+		return nil, err
+	}
+	return newTap(fd)
+}
+
+// AttachTap is OpenTap for a descriptor to hand to another process, which calls NewTap.
+func AttachTap(name string) (*os.File, error) {
+	fd, err := attachTap(name)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func attachTap(name string) (int, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("tap %s: open /dev/net/tun: %w", name, err)
+		return -1, fmt.Errorf("tap %s: open /dev/net/tun: %w", name, err)
 	}
 	req, err := unix.NewIfreq(name)
 	if err == nil {
@@ -74,9 +91,9 @@ func OpenTap(name string) (*Tap, error) {
 	}
 	if err != nil {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("tap %s: attach to the device: %w (it has to be a tap that this user owns, and free)", name, err)
+		return -1, fmt.Errorf("tap %s: attach to the device: %w (it has to be a tap that this user owns, and free)", name, err)
 	}
-	return newTap(fd)
+	return fd, nil
 }
 
 // NewTap returns a backend over an open tap device, such as one that was inherited. It takes f over. The device must have
