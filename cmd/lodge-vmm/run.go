@@ -117,7 +117,7 @@ func restoreGuest(ctx context.Context, e *environment, args []string) error {
 	if err != nil {
 		return err
 	}
-	opt.Lazy = lazy(e, def)
+	opt.Lazy.Failed = lazy(e, def).Failed
 	return serve(ctx, e, def, restored(saved, opt), ignore)
 }
 
