@@ -35,6 +35,8 @@ type guest struct {
 	reboots int
 	paused  bool // machine is
 	saving  bool
+	changes uint64        // how often what status tells of the above has changed
+	told    chan struct{} // closed and replaced when it does
 }
 
 // ended is the outcome of a guest that this process ends.
@@ -43,7 +45,7 @@ var ended = machine.Outcome{Reason: machine.Closed, Detail: "lodge-vmm was told 
 func newGuest(def *definition.Definition, res *resources, log *slog.Logger) *guest {
 	leaving := make(chan struct{})
 	return &guest{def: def, res: res, log: log, started: time.Now(), changed: make(chan struct{}),
-		leaving: leaving, quit: sync.OnceFunc(func() { close(leaving) })}
+		told: make(chan struct{}), leaving: leaving, quit: sync.OnceFunc(func() { close(leaving) })}
 }
 
 // rebootEvery is how often a guest may reboot that does so over and over.
@@ -77,6 +79,7 @@ func (g *guest) run(ctx context.Context, build func(machine.Config) (*machine.Ma
 		g.log.Info("guest reboots", "detail", o.Detail)
 		g.mu.Lock()
 		g.reboots++
+		g.tell()
 		g.mu.Unlock()
 		// A guest that resets at once, over and over, costs the host no more than a machine a second.
 		short := time.Since(began) < rebootEvery
@@ -116,6 +119,31 @@ func (g *guest) set(m *machine.Machine, life context.Context) {
 	g.machine, g.life, g.paused = m, life, false
 	close(g.changed)
 	g.changed = make(chan struct{})
+	g.tell()
+}
+
+// tell wakes those who watch the guest. With mu.
+func (g *guest) tell() {
+	g.changes++
+	close(g.told)
+	g.told = make(chan struct{})
+}
+
+// watch returns when changes is another number than after.
+func (g *guest) watch(ctx context.Context, after uint64) error {
+	for {
+		g.mu.Lock()
+		changes, told := g.changes, g.told
+		g.mu.Unlock()
+		if changes != after {
+			return nil
+		}
+		select {
+		case <-told:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // current returns the machine and the context that ends with it. Between two it waits for the next.
@@ -204,6 +232,7 @@ func (g *guest) notePaused(m *machine.Machine, paused bool) {
 	defer g.mu.Unlock()
 	if g.machine == m {
 		g.paused = paused
+		g.tell()
 	}
 }
 
@@ -249,6 +278,7 @@ func (g *guest) beginSaving() bool {
 	defer g.mu.Unlock()
 	was := g.saving
 	g.saving = true
+	g.tell()
 	return !was
 }
 
@@ -256,6 +286,7 @@ func (g *guest) endSaving() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.saving = false
+	g.tell()
 }
 
 // state names what the guest does. It asks not the machine, which answers only after a save.

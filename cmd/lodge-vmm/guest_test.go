@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -127,5 +128,33 @@ func TestStorms(t *testing.T) {
 				t.Errorf("no word of the guest's end:\n%s", text())
 			}
 		})
+	}
+}
+
+// Who watches hears of each change, and of nothing else.
+func TestWatch(t *testing.T) {
+	g := newGuest(&definition.Definition{}, nil, slog.New(slog.DiscardHandler))
+	m := &machine.Machine{}
+	for _, change := range []func(){
+		func() { g.set(m, t.Context()) }, func() { g.notePaused(m, true) }, func() { g.notePaused(m, false) },
+		func() { g.beginSaving() }, g.endSaving, func() { g.set(nil, nil) },
+	} {
+		before := g.changes
+		heard := make(chan error)
+		go func() { heard <- g.watch(t.Context(), before) }()
+		select {
+		case err := <-heard:
+			t.Fatalf("heard of nothing: %v", err)
+		case <-time.After(time.Millisecond):
+		}
+		change()
+		if err := <-heard; err != nil || g.changes == before {
+			t.Fatalf("%d changes, %v", g.changes, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.watch(ctx, g.changes); !errors.Is(err, context.Canceled) {
+		t.Errorf("nobody watches any more: %v", err)
 	}
 }
