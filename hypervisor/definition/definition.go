@@ -147,6 +147,13 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Msg)
 }
 
+// Fault returns an error about d at a key such as "boot.kernel" or "disk[1].path", in the file that d was read from, which it calls file.
+func (d *Definition) Fault(file, key, format string, args ...any) *Error {
+	c := checker{file: file, lines: d.lines}
+	c.fail(key, format, args...)
+	return c.errs[0].(*Error) // of fail
+}
+
 // maxFile is more than any definition that people write, in bytes.
 const maxFile = 1 << 20
 
@@ -214,6 +221,17 @@ func ParseExtended(name, dir string, b []byte, e Extension) error {
 		c.sockets(d)
 	}
 	return errors.Join(c.errs...)
+}
+
+// NameIn returns the name in a definition, valid or not: "" if it has none that can be found.
+func NameIn(b []byte) string {
+	var d struct {
+		Name string `toml:"name"`
+	}
+	if err := toml.Unmarshal(b, &d); err != nil {
+		return ""
+	}
+	return d.Name
 }
 
 // Marshal returns d as a file that Parse reads again.
