@@ -76,6 +76,7 @@ func (g *guest) methods() map[string]control.Handler {
 			}
 			return nil, nil
 		},
+		"stats": plain(func(context.Context, *control.Call) (any, error) { return g.stats(), nil }),
 		"watch": func(ctx context.Context, c *control.Call) (any, error) {
 			var p watchParams
 			if err := c.Params(&p); err != nil {

@@ -35,6 +35,7 @@ type guest struct {
 	reboots int
 	paused  bool // machine is
 	saving  bool
+	exits   uint64        // of the machines before this one
 	changes uint64        // how often what status tells of the above has changed
 	told    chan struct{} // closed and replaced when it does
 }
@@ -116,6 +117,9 @@ func (g *guest) live(ctx context.Context, m *machine.Machine) (machine.Outcome, 
 func (g *guest) set(m *machine.Machine, life context.Context) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.machine != nil {
+		g.exits += g.machine.Exits()
+	}
 	g.machine, g.life, g.paused = m, life, false
 	close(g.changed)
 	g.changed = make(chan struct{})

@@ -9,8 +9,8 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/machine"
 )
 
-// outcomeFile is told how the guest ended, for a manager that is not this process's parent any more and so cannot ask for its exit status.
-// It stays empty if the guest's end is not this program's doing: it was killed, or never began to run the guest.
+// outcomeFile is told how the guest ended, for a manager that is not this process's parent any more and so cannot ask for its
+// exit status. It stays empty if the guest's end is not this program's doing: it was killed, or never began to run the guest.
 type outcomeFile struct{ f *os.File }
 
 // outcome is the content of an outcomeFile.

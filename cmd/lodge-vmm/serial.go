@@ -124,8 +124,8 @@ type loggedConsole struct {
 	log *logFile
 }
 
-// Write implements io.Writer. What a client interrupts by not reading is in the log once, and what the log does not take, such as on a
-// full disk, does not hold the guest up.
+// Write implements io.Writer. What a client interrupts by not reading is in the log once, and what the log does not take, such
+// as on a full disk, does not hold the guest up.
 func (l *loggedConsole) Write(p []byte) (int, error) {
 	n, err := l.socketConsole.Write(p)
 	_, _ = l.log.Write(p[:n])
