@@ -58,15 +58,20 @@ type checker struct {
 	errs  []error
 }
 
-// fail reports msg at key, or at the nearest key or table above it that the file has: "disk[1].path" may be missing, or
-// written within "disk".
+// fail reports msg at key.
 func (c *checker) fail(key, format string, args ...any) {
+	c.errs = append(c.errs, &Error{c.file, c.line(key), fmt.Sprintf(format, args...)})
+}
+
+// line returns the line of key, or of the nearest key or table above it that the file has: "disk[1].path" may be missing, or
+// written within "disk".
+func (c *checker) line(key string) int {
 	line, ok := c.lines[key]
 	for !ok && key != "" {
 		key = key[:max(strings.LastIndexAny(key, ".["), 0)]
 		line, ok = c.lines[key]
 	}
-	c.errs = append(c.errs, &Error{c.file, line, fmt.Sprintf(format, args...)})
+	return line
 }
 
 func (c *checker) definition(d *Definition) {

@@ -147,11 +147,11 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Msg)
 }
 
-// Fault returns an error about d at a key such as "boot.kernel" or "disk[1].path", in the file that d was read from, which it calls file.
+// Fault returns an error about d at a key such as "boot.kernel" or "disk[1].path", in the file that d was read from, which it
+// calls file.
 func (d *Definition) Fault(file, key, format string, args ...any) *Error {
 	c := checker{file: file, lines: d.lines}
-	c.fail(key, format, args...)
-	return c.errs[0].(*Error) // of fail
+	return &Error{file, c.line(key), fmt.Sprintf(format, args...)}
 }
 
 // maxFile is more than any definition that people write, in bytes.

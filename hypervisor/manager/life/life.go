@@ -1,9 +1,9 @@
-// Package life is the life of a guest as the manager sees it: a state machine without any input or output. What may happen in which
-// state, and what is to be done then, stands in one table (Table), which docs/manager.md shows.
+// Package life is the life of a guest as the manager sees it: a state machine without any input or output. What may happen in
+// which state, and what is to be done then, stands in one table (Table), which docs/manager.md shows.
 //
-// An event is something that somebody wants, a command, or something that has happened, an occurrence. Next answers with the state that
-// follows and the action that the manager has to take. A command that does not fit is refused with an error for people; an occurrence is
-// never refused, since it is true already: one that no longer matters changes nothing.
+// An event is something that somebody wants, a command, or something that has happened, an occurrence. Next answers with the
+// state that follows and the action that the manager has to take. A command that does not fit is refused with an error for
+// people; an occurrence is never refused, since it is true already: one that no longer matters changes nothing.
 package life
 
 import (
@@ -14,7 +14,8 @@ import (
 // State is where a guest is in its life.
 type State string
 
-// The states. In those from Starting to Stopping a process of lodge-vmm is there, or is being started; in the others there is none.
+// The states. In those from Starting to Stopping a process of lodge-vmm is there, or is being started; in the others there is
+// none.
 const (
 	Defined    State = "defined"    // off
 	Saved      State = "saved"      // off; a saved state is there, from which a start goes on
@@ -181,8 +182,8 @@ func Table() []Row {
 // ErrNotNow is what a command gets that does not fit a guest's state.
 var ErrNotNow = errors.New("not possible now")
 
-// Next returns what follows from e in state s. A command that does not fit is an ErrNotNow; an occurrence that does not matter in s leaves
-// everything as it is.
+// Next returns what follows from e in state s. A command that does not fit is an ErrNotNow; an occurrence that does not matter
+// in s leaves everything as it is.
 func Next(s State, e Event, f Facts) (State, Action, error) {
 	for _, r := range Table() {
 		if r.Event != e || !contains(r.From, s) || r.holds != nil && !r.holds(f) {

@@ -108,8 +108,8 @@ type world struct {
 	again    bool
 }
 
-// Whatever is commanded and happens, in any order: there are never two processes; a state says truly whether one is there; and none is left
-// without a state from which a command ends it.
+// Whatever is commanded and happens, in any order: there are never two processes; a state says truly whether one is there; and
+// none is left without a state from which a command ends it.
 func TestInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s, w := Defined, world{policy: rapid.Bool().Draw(t, "policy")}

@@ -36,7 +36,8 @@ type Guest struct {
 	Shares     Shares `toml:"shares,omitempty"`
 }
 
-// Probe says how it is found out that a guest is ready to serve those that depend on it. At most one of Serial, Vsock and TCP is set.
+// Probe says how it is found out that a guest is ready to serve those that depend on it. At most one of Serial, Vsock and TCP
+// is set.
 type Probe struct {
 	Serial  string   `toml:"serial,omitempty"`  // what it prints on its first serial port
 	Vsock   uint32   `toml:"vsock,omitempty"`   // the port that it listens on
@@ -57,7 +58,8 @@ const (
 	Always  Restart = "always" // also when it powers off
 )
 
-// Input says what the guest gets of the seat's keyboards and pointers while it is on the screen. "focus", all, if it is missing; or "none".
+// Input says what the guest gets of the seat's keyboards and pointers while it is on the screen. "focus", all, if it is
+// missing; or "none".
 type Input struct {
 	Keyboard string `toml:"keyboard,omitempty"`
 	Pointer  string `toml:"pointer,omitempty"`
@@ -104,8 +106,8 @@ type Sockets struct {
 	Logs string // directory of its logs
 }
 
-// Parse reads and validates a guest's file, which errors call file; its name is to be that of the guest. Relative paths are relative to dir.
-// The error is a join of *definition.Error.
+// Parse reads and validates a guest's file, which errors call file; its name is to be that of the guest. Relative paths are
+// relative to dir. The error is a join of *definition.Error.
 func Parse(file, dir string, s Sockets, b []byte) (*Guest, error) {
 	g := &Guest{}
 	err := definition.ParseExtended(file, dir, b, definition.Extension{

@@ -46,7 +46,8 @@ type Config struct {
 	Sockets  func(name string) Sockets // of a guest
 }
 
-// Store is a directory of definitions. Its methods may be called from any goroutine; the guests that they return are not changed any more.
+// Store is a directory of definitions. Its methods may be called from any goroutine; the guests that they return are not
+// changed any more.
 type Store struct {
 	cfg Config
 
@@ -60,8 +61,8 @@ type entry struct {
 	err   error
 }
 
-// Open reads all definitions, and removes what was left half-written. A definition that is wrong does not keep the others from being
-// used: see Faults.
+// Open reads all definitions, and removes what was left half-written. A definition that is wrong does not keep the others from
+// being used: see Faults.
 func Open(cfg Config) (*Store, error) {
 	s := &Store{cfg: cfg, entries: make(map[string]*entry)}
 	for _, dir := range []string{cfg.Dir, cfg.Versions} {
@@ -96,7 +97,8 @@ func (s *Store) parse(name string, text []byte) (*Guest, error) {
 	return Parse(s.file(name), s.cfg.Dir, s.cfg.Sockets(name), text)
 }
 
-// Reload reads the files anew, of which people may have edited some, and returns the names of guests that are others than before.
+// Reload reads the files anew, of which people may have edited some, and returns the names of guests that are others than
+// before.
 func (s *Store) Reload() (changed []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,7 +137,8 @@ func (s *Store) Reload() (changed []string, err error) {
 	return changed, nil
 }
 
-// settle finds out which guests do not go together. Those that were taken into use so far stay, if they can; of the others the first does.
+// settle finds out which guests do not go together. Those that were taken into use so far stay, if they can; of the others the
+// first does.
 func (s *Store) settle(fresh map[string]*entry) {
 	names := slices.SortedFunc(maps.Keys(fresh), func(a, b string) int {
 		known := func(name string) int {
@@ -349,8 +352,8 @@ func (s *Store) Define(text []byte) (*Guest, error) {
 	return g, nil
 }
 
-// Edit replaces a guest's definition, and keeps the old one as a version. tag is that of the text which was edited; "" replaces whatever is
-// there.
+// Edit replaces a guest's definition, and keeps the old one as a version. tag is that of the text which was edited; "" replaces
+// whatever is there.
 func (s *Store) Edit(name string, text []byte, tag string) (*Guest, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -413,8 +416,8 @@ func (s *Store) Delete(name string) error {
 	return syncDir(s.cfg.Dir)
 }
 
-// publish makes the file dir/name with that content, by rename or link: at any moment it is as before or whole, and when publish returns
-// it stays so.
+// publish makes the file dir/name with that content, by rename or link: at any moment it is as before or whole, and when
+// publish returns it stays so.
 func publish(dir, name string, text []byte, how func(from, to string) error) (err error) {
 	f, err := os.CreateTemp(dir, tmpPrefix)
 	if err != nil {
