@@ -4,10 +4,10 @@ GO       ?= go
 FUZZTIME ?= 10s
 ONLY     ?=
 
-.PHONY: help deps build test run bench lint fuzz clean
+.PHONY: help deps build test run consoles bench lint fuzz clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## install the Debian packages of .ci/packages (as root, or through sudo)
 	@.ci/deps
@@ -19,8 +19,11 @@ build: ## build all binaries into bin/
 test: deps build bin/testrun ## run all tests, and each fuzz target for FUZZTIME (10s)
 	@bin/testrun -fuzztime $(FUZZTIME)
 
-run: deps build ## start two Debian guests at once, in the simulated notebook if this machine cannot run them
+run: deps build ## start a simulated notebook with two desktops and the seat: in a window, or as a tour with screenshots
 	@$(GO) build -o bin/ ./e2e/cmd/e2e-run && bin/e2e-run
+
+consoles: deps build ## start two guests, 64-bit and 32-bit, and type into their serial consoles
+	@$(GO) build -o bin/ ./e2e/cmd/e2e-run && bin/e2e-run -consoles
 
 bench: deps build bin/bench ## measure ours and the peers' figures (ONLY=pattern for some)
 	@bin/bench -only '$(ONLY)'

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -15,13 +14,12 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
-	"github.com/lodgehv/lodge/console/compose"
 	"github.com/lodgehv/lodge/console/seat"
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/console/vt"
 	"github.com/lodgehv/lodge/hid"
+	"github.com/lodgehv/lodge/internal/guests"
 )
 
 func main() {
@@ -29,6 +27,7 @@ func main() {
 		exit(err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // who reads the events may go: the screen stays
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	exit(err)
@@ -55,9 +54,12 @@ Shows guests on this machine's screens and gives them its keyboards and mice.
   --output drm            all monitors of the first graphics card, and all input devices (the default)
   --output drm:PATH       of another card, such as drm:/dev/dri/card1
   --output rfb:HOST:PORT  no screen: a VNC viewer on this machine looks and types; add ,WIDTHxHEIGHT for another size
-  --events                print what happens as JSON lines: {"event":"guest",…}, "focus", "switched"
+  --events                print what happens as JSON lines: {"event":"guest",…}, "focus", "switched", "monitor";
+                          "lost" counts those before it that nobody read in time
 
 SEAT.TOML:
+
+  control = "seat.ctl"     # a socket by which lodge console switches here, may be left out
 
   [[guest]]
   name = "work"            # as the bar shows it
@@ -65,6 +67,17 @@ SEAT.TOML:
   color = "blue"           # %s
   slot = 1                 # 1 to 9, for Ctrl+Alt+1 to 9; 0 is none
   display = "work.sock"    # the [display] path of the guest's definition
+  definition = "work.toml" # that; Lodge's console starts and commands it then, may be left out
+
+  [monitors]               # if there are several; may be left out
+  show = "one each"        # each further monitor a guest of its own; or "mirror", the default: all the same guest
+  file = "monitors.json"   # remembers by their EDIDs what monitors show; if left out, until the end only
+
+  [[monitor]]              # one that is to be used otherwise
+  id = "DEL-a0b1-00000001" # as --events prints it
+  guest = "work"           # that it always shows, as long as there is another monitor
+  width = 1920             # of its mode; the preferred one if left out
+  height = 1080
 
   [chords]                 # those that are to be others
   attention = "ctrl+alt+esc"
@@ -95,10 +108,13 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		return err
 	}
 	var lights lights
-	opt := seat.Options{OnLEDs: lights.set, Log: slog.New(slog.NewTextHandler(errOut, nil))}
+	managed := guests.FromSeat(cfg)
+	managed.Seat = "" // which we are
+	opt := seat.Options{OnLEDs: lights.set, Manager: guests.New(managed), Log: slog.New(slog.NewTextHandler(errOut, nil))}
 	if *events {
-		e := &eventLog{out: out}
-		opt.OnFocus, opt.OnGuest, opt.OnSwitched = e.focus, e.guest, e.switched
+		e := newEventLog(out)
+		defer e.close() // when nobody tells anything any more
+		opt.OnFocus, opt.OnGuest, opt.OnSwitched, opt.OnMonitor = e.focus, e.guest, e.switched, e.monitor
 	}
 	s, err := seat.New(cfg, opt)
 	if err != nil {
@@ -110,6 +126,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	defer wg.Wait()
 	defer cancel(nil)
 	wg.Go(func() { s.Run(ctx) })
+	if err := serveControl(ctx, &wg, cfg.Control, s, opt.Log); err != nil {
+		return err
+	}
 	kind, where, _ := strings.Cut(*output, ":")
 	switch kind {
 	case "drm":
@@ -141,48 +160,3 @@ func (l *lights) connect(to func(hid.LEDs)) {
 	l.to = to
 	to(l.last)
 }
-
-// eventLog prints events as JSON lines, without holding up who tells them: what nobody reads is lost.
-type eventLog struct {
-	mu  sync.Mutex
-	out io.Writer
-}
-
-func (e *eventLog) print(v any) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	_ = json.NewEncoder(e.out).Encode(v)
-}
-
-func (e *eventLog) focus(old, now, why string) {
-	go e.print(struct {
-		Event string    `json:"event"`
-		Time  time.Time `json:"time"`
-		Old   string    `json:"old"`
-		New   string    `json:"new"`
-		Why   string    `json:"why"`
-	}{"focus", time.Now(), old, now, why})
-}
-
-func (e *eventLog) guest(name string, there bool) {
-	e.print(struct {
-		Event string    `json:"event"`
-		Time  time.Time `json:"time"`
-		Guest string    `json:"guest"`
-		There bool      `json:"there"`
-	}{"guest", time.Now(), name, there})
-}
-
-func (e *eventLog) switched(s compose.Switched) {
-	e.print(struct {
-		Event  string    `json:"event"`
-		Time   time.Time `json:"time"`
-		Output string    `json:"output"`
-		Guest  string    `json:"guest"`
-		TookUS float64   `json:"took_us"`
-		Waited float64   `json:"waited_us"`
-		Behind bool      `json:"behind,omitempty"`
-	}{"switched", time.Now(), s.Output, s.Source.Guest().Name, micros(s.Took), micros(s.Waited), s.Behind})
-}
-
-func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,11 +23,13 @@ import (
 // showDRM shows the seat on the monitors of a graphics card, and gives it all input devices, until ctx is done.
 func showDRM(ctx context.Context, s *seat.Seat, path string, lights *lights, log *slog.Logger) error {
 	if path == "" {
-		cards, err := filepath.Glob("/dev/dri/card*")
-		if err != nil || len(cards) == 0 {
+		cards, err := kms.Cards()
+		if err != nil {
+			return err
+		}
+		if len(cards) == 0 {
 			return errors.New("no graphics card in /dev/dri: load its driver, or use --output rfb:127.0.0.1:5900")
 		}
-		slices.Sort(cards)
 		path = cards[0]
 	}
 	card, err := kms.OpenDisplay(path, kms.Options{Log: log})
@@ -40,13 +40,13 @@ func showDRM(ctx context.Context, s *seat.Seat, path string, lights *lights, log
 	defer cancel()
 	devices := &devices{seat: s, log: log}
 	console, err := vt.Open(vt.Config{
-		Release: func() { devices.stop(); _ = card.Release() }, // it is ours no more, whatever it says
+		Release: func() { devices.release(); _ = card.Release() }, // it is ours no more, whatever it says
 		Acquire: func() {
 			if err := card.Acquire(); err != nil {
 				log.Error("the graphics card does not come back", "err", err)
 			}
 			s.Refresh()
-			devices.start(ctx, lights)
+			devices.acquire(ctx, lights)
 		},
 		Log: log,
 	})
@@ -56,13 +56,13 @@ func showDRM(ctx context.Context, s *seat.Seat, path string, lights *lights, log
 	devices.start(ctx, lights)
 	var heads sync.WaitGroup
 	err = card.Run(ctx, func(screen *kms.Screen) {
-		head, err := s.Add(screen)
+		show, err := s.Plug(screen)
 		if err != nil {
 			log.Error("a monitor cannot be used", "output", screen.Info().Name, "err", err)
 			return
 		}
 		heads.Go(func() {
-			if err := head.Run(ctx); err != nil {
+			if err := show(ctx); err != nil {
 				log.Error("monitor", "output", screen.Info().Name, "err", err)
 			}
 		})
@@ -77,26 +77,43 @@ func showDRM(ctx context.Context, s *seat.Seat, path string, lights *lights, log
 	return err
 }
 
-// devices are the input devices, grabbed between start and stop.
+// devices are the input devices, grabbed between start and stop, unless the terminal is another's.
 type devices struct {
 	seat *seat.Seat
 	log  *slog.Logger
 
 	mu     sync.Mutex
+	away   bool               // the terminal is another's, perhaps before start
 	cancel context.CancelFunc // nil while stopped
 	done   chan struct{}
+}
+
+// release gives them up with the terminal, acquire takes them back.
+func (d *devices) release() {
+	d.mu.Lock()
+	d.away = true
+	d.mu.Unlock()
+	d.stop()
+}
+
+func (d *devices) acquire(ctx context.Context, lights *lights) {
+	d.mu.Lock()
+	d.away = false
+	d.mu.Unlock()
+	d.start(ctx, lights)
 }
 
 func (d *devices) start(ctx context.Context, lights *lights) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.cancel != nil {
+	if d.cancel != nil || d.away {
 		return
 	}
 	ctx, d.cancel = context.WithCancel(ctx)
 	done := make(chan struct{})
 	d.done = done
 	e := evdev.NewSeat(evdev.Config{
+		Plugged:   func(id int, k *evdev.Device) { d.seat.Router.Plug(seat.Device(id), k.Held()) },
 		Unplugged: func(id int) { d.seat.Router.Unplug(seat.Device(id)) },
 		Input:     func(id int, at time.Duration, batch []hid.Event) { d.seat.Input(seat.Device(id), at, batch) },
 		Log:       d.log,
@@ -141,7 +158,7 @@ func showRFB(ctx context.Context, s *seat.Seat, where string, log *slog.Logger) 
 	if err != nil {
 		return fmt.Errorf("--output rfb: %w", err)
 	}
-	head, err := s.Add(screen)
+	show, err := s.Plug(screen)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
@@ -149,7 +166,7 @@ func showRFB(ctx context.Context, s *seat.Seat, where string, log *slog.Logger) 
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := head.Run(ctx); err != nil {
+		if err := show(ctx); err != nil {
 			log.Error("screen", "err", err)
 		}
 	})

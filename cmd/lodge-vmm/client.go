@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/boot"
 	"github.com/lodgehv/lodge/hypervisor/control"
@@ -66,9 +68,18 @@ func status(ctx context.Context, e *environment, args []string) error {
 	return nil
 }
 
+// savedJSON is what "save --json" prints.
+type savedJSON struct {
+	Dir     string  `json:"dir"`
+	Bytes   uint64  `json:"bytes"`   // of memory
+	Seconds float64 `json:"seconds"` // that it took
+	Stopped bool    `json:"stopped"`
+}
+
 func save(ctx context.Context, e *environment, args []string) error {
 	var p saveParams
-	args, err := flags(args, map[string]*bool{"--stop": &p.Stop})
+	var asJSON bool
+	args, err := flags(args, map[string]*bool{"--stop": &p.Stop, "--json": &asJSON})
 	if err != nil {
 		return err
 	}
@@ -80,11 +91,21 @@ func save(ctx context.Context, e *environment, args []string) error {
 	}
 	bar := newProgress(e.stderr, "saving")
 	defer bar.end()
-	return call(ctx, args[0], "save", p, nil, func(c control.Progress) { bar.set(c.Done, c.Total) })
+	result := savedJSON{Dir: p.Dir, Stopped: p.Stop}
+	began := time.Now()
+	if err := call(ctx, args[0], "save", p, nil, func(c control.Progress) {
+		result.Bytes = c.Total
+		bar.set(c.Done, c.Total)
+	}); err != nil || !asJSON {
+		return err
+	}
+	result.Seconds = time.Since(began).Seconds()
+	return json.NewEncoder(e.stdout).Encode(result)
 }
 
-func balloonTarget(ctx context.Context, _ *environment, args []string) error {
-	args, err := flags(args, nil)
+func balloonTarget(ctx context.Context, e *environment, args []string) error {
+	var asJSON bool
+	args, err := flags(args, map[string]*bool{"--json": &asJSON})
 	if err != nil {
 		return err
 	}
@@ -95,31 +116,56 @@ func balloonTarget(ctx context.Context, _ *environment, args []string) error {
 	if err := size.UnmarshalText([]byte(args[1])); err != nil {
 		return usagef("%v", err)
 	}
-	target := uint64(size)
-	return call(ctx, args[0], "balloon", balloonParams{Target: &target}, nil, nil)
+	p := balloonParams{Target: new(uint64(size))}
+	if err := call(ctx, args[0], "balloon", p, nil, nil); err != nil || !asJSON {
+		return err
+	}
+	return json.NewEncoder(e.stdout).Encode(p)
 }
 
-// check is the command "check". It says nothing when all is well.
+// checkedJSON is what "check --json" prints, be it good or not.
+type checkedJSON struct {
+	Path     string   `json:"path"`
+	OK       bool     `json:"ok"`
+	Problems []string `json:"problems"`
+}
+
+// check is the command "check". It says nothing when all is well, save as JSON.
 func check(ctx context.Context, e *environment, args []string) error {
-	args, err := flags(args, nil)
+	var asJSON bool
+	args, err := flags(args, map[string]*bool{"--json": &asJSON})
 	if err != nil {
 		return err
 	}
 	if len(args) != 1 {
 		return usagef("want one definition or one directory")
 	}
-	st, err := os.Stat(args[0])
+	err = checkPath(ctx, e, args[0])
+	if !asJSON || errors.Is(err, context.Canceled) {
+		return err
+	}
+	result := checkedJSON{Path: args[0], OK: err == nil, Problems: []string{}}
+	if err == nil {
+		return json.NewEncoder(e.stdout).Encode(result)
+	}
+	result.Problems = strings.Split(err.Error(), "\n") // a join of errors has one on each line
+	return errors.Join(json.NewEncoder(e.stdout).Encode(result), exitStatus(exitError))
+}
+
+// checkPath checks a definition, or a directory with a saved state.
+func checkPath(ctx context.Context, e *environment, path string) error {
+	st, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	if !st.IsDir() {
-		def, err := definition.Load(args[0])
+		def, err := definition.Load(path)
 		if err != nil {
 			return err
 		}
-		return def.CheckHost(args[0])
+		return def.CheckHost(path)
 	}
-	saved, err := machine.OpenSaved(args[0])
+	saved, err := machine.OpenSaved(path)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/boot"
+	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/kvm"
 	"github.com/lodgehv/lodge/hypervisor/legacy"
@@ -54,7 +55,7 @@ func (r *resources) opened(c io.Closer) { r.closers = append(r.closers, c) }
 func compose(def *definition.Definition, serial [2]io.Writer, log *slog.Logger) (r *resources, err error) {
 	r = &resources{config: machine.Config{
 		Name: def.Name, UUID: def.UUIDBytes(), CPUs: def.CPUs, Memory: uint64(def.Memory), Serial: serial, Log: log,
-		Battery: new(legacy.Battery),
+		Battery: new(legacy.Battery), SharedMemory: def.Display != nil && def.Display.Blob,
 	}}
 	defer func() {
 		if err != nil {
@@ -208,7 +209,7 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 		})
 	}
 	if c := def.Console; c != nil {
-		l, err := listen(c.Path)
+		l, err := control.Listen(c.Path)
 		if err != nil {
 			return fmt.Errorf("console: %w", err)
 		}
@@ -229,7 +230,7 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 		})
 	}
 	if v := def.Vsock; v != nil {
-		l, err := listen(v.Path)
+		l, err := control.Listen(v.Path)
 		if err != nil {
 			return fmt.Errorf("vsock: %w", err)
 		}

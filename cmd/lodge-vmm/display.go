@@ -11,10 +11,12 @@ import (
 	"github.com/lodgehv/lodge/console/qdisplay"
 	guestinput "github.com/lodgehv/lodge/hid/guest"
 	"github.com/lodgehv/lodge/hid/virtioinput"
+	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
 	"github.com/lodgehv/lodge/vgpu/display"
+	"github.com/lodgehv/lodge/vgpu/dmabuf"
 	"github.com/lodgehv/lodge/vgpu/edid"
 	"github.com/lodgehv/lodge/vgpu/vga"
 	"github.com/lodgehv/lodge/vgpu/virtiogpu"
@@ -35,7 +37,7 @@ func (r *resources) display(def *definition.Definition, log *slog.Logger) error 
 		return fmt.Errorf("display: %w", err)
 	}
 	in := new(guestinput.Input)
-	screen.Attach(sizer{in})
+	screen.Follow(sizer{in})
 	r.add("input.keyboard", in.Virtio(virtioinput.Keyboard))
 	r.add("input.mouse", in.Virtio(virtioinput.Mouse))
 	r.add("input.tablet", in.Virtio(virtioinput.Tablet))
@@ -43,7 +45,7 @@ func (r *resources) display(def *definition.Definition, log *slog.Logger) error 
 		func(ready func()) machine.PS2Device { return in.PS2Keyboard(ready) },
 		func(ready func()) machine.PS2Device { return in.PS2Mouse(ready) },
 	}
-	l, err := listen(d.Path)
+	l, err := control.Listen(d.Path)
 	if err != nil {
 		return fmt.Errorf("display: %w", err)
 	}
@@ -63,9 +65,17 @@ func (r *resources) display(def *definition.Definition, log *slog.Logger) error 
 // card adds the graphics card.
 func (r *resources) card(d *definition.Display, screen *display.Screen, log *slog.Logger) error {
 	if d.Card == definition.CardVirtio {
-		r.add("gpu", func() (virtio.Device, error) {
-			return virtiogpu.New(virtiogpu.Config{Screens: []*display.Screen{screen}, Log: log})
-		})
+		cfg := virtiogpu.Config{Screens: []*display.Screen{screen}, Blob: d.Blob, Log: log}
+		if d.Blob {
+			// What the guest sees is the same without: its saved state goes on wherever it is restored.
+			if maker, err := dmabuf.Open(); err == nil {
+				r.opened(maker)
+				cfg.Share = maker.Make
+			} else {
+				log.Warn("display: pictures are copied: load a kernel with CONFIG_UDMABUF, or let lodge-vmm use /dev/udmabuf", "err", err)
+			}
+		}
+		r.add("gpu", func() (virtio.Device, error) { return virtiogpu.New(cfg) })
 		return nil
 	}
 	rom, err := readROM(d.ROM)

@@ -7,6 +7,8 @@ import (
 	"io"
 	"regexp"
 	"strings"
+
+	"github.com/lodgehv/lodge/internal/completion"
 )
 
 // usage prints the overview of all commands.
@@ -30,57 +32,21 @@ func flagsOf(c command) []string {
 	return append(regexp.MustCompile(`--[a-z-]+`).FindAllString(c.args, -1), "--help")
 }
 
-// completion prints a script that completes the commands, and their flags and files after them.
-func completion(_ context.Context, e *environment, args []string) error {
+// completions prints a script that completes the commands, and their flags and files after them.
+func completions(_ context.Context, e *environment, args []string) error {
 	if len(args) != 1 {
 		return usagef("want one shell")
 	}
-	var names, cases, fish strings.Builder
+	var list []completion.Command
 	for _, c := range commands() {
-		flags := flagsOf(c)
-		fmt.Fprintf(&names, "%s ", c.name)
-		fmt.Fprintf(&cases, "\t%s) flags='%s' ;;\n", c.name, strings.Join(flags, " "))
-		fmt.Fprintf(&fish, "complete -c lodge-vmm -n __fish_use_subcommand -f -a %s -d '%s'\n", c.name, strings.ReplaceAll(c.help, "'", `\'`))
-		for _, f := range flags {
-			fmt.Fprintf(&fish, "complete -c lodge-vmm -n '__fish_seen_subcommand_from %s' -l %s\n", c.name, strings.TrimPrefix(f, "--"))
-		}
+		list = append(list, completion.Command{Name: c.name, Help: c.help, Flags: flagsOf(c)})
 	}
-	list := strings.TrimSpace(names.String())
-	switch args[0] {
-	case "bash":
-		fmt.Fprintf(e.stdout, `_lodge_vmm() {
-	local flags=
-	case ${COMP_WORDS[1]} in
-%s	esac
-	if [ "$COMP_CWORD" = 1 ]; then
-		COMPREPLY=($(compgen -W "%s" -- "$2"))
-	elif [[ $2 = -* ]]; then
-		COMPREPLY=($(compgen -W "$flags" -- "$2"))
-	else
-		COMPREPLY=($(compgen -f -- "$2"))
-	fi
-}
-complete -o filenames -F _lodge_vmm lodge-vmm
-`, cases.String(), list)
-	case "zsh":
-		fmt.Fprintf(e.stdout, `#compdef lodge-vmm
-local flags=
-case ${words[2]} in
-%sesac
-if (( CURRENT == 2 )); then
-	compadd %s
-elif [[ $PREFIX = -* ]]; then
-	compadd -- ${=flags}
-else
-	_files
-fi
-`, cases.String(), list)
-	case "fish":
-		fmt.Fprint(e.stdout, fish.String())
-	default:
-		return usagef("no shell %q: one of bash, zsh, fish", args[0])
+	script, err := completion.Script(args[0], "lodge-vmm", list)
+	if err != nil {
+		return usagef("%v", err)
 	}
-	return nil
+	_, err = io.WriteString(e.stdout, script)
+	return err
 }
 
 //go:embed manual.tmpl

@@ -37,17 +37,17 @@ func commands() []command {
 	return []command{
 		{"run", "[--restore DIR [--ignore-disk-changes]] [--outcome FILE] GUEST.toml", "run a guest until it powers off", runGuest},
 		{"restore", "[--shared] [--ignore-disk-changes] DIR", "run a guest from a saved state", restoreGuest},
-		{"check", "GUEST.toml | DIR", "validate a definition, or every byte of a saved state", check},
+		{"check", "[--json] GUEST.toml | DIR", "validate a definition, or every byte of a saved state", check},
 		{"status", "[--json] GUEST", "tell how a running guest is", status},
 		{"pause", "GUEST", "pause a running guest", simple("pause")},
 		{"resume", "GUEST", "let a paused guest run again", simple("resume")},
-		{"save", "[--stop] GUEST DIR", "save a guest to a directory; with --stop it ends then", save},
+		{"save", "[--json] [--stop] GUEST DIR", "save a guest to a directory; with --stop it ends then", save},
 		{"power-button", "GUEST", "press a guest's power button", simple("power-button")},
-		{"balloon", "GUEST SIZE", "ask a guest to give back all memory but SIZE, such as 256M", balloonTarget},
+		{"balloon", "[--json] GUEST SIZE", "ask a guest to give back all memory but SIZE, such as 256M", balloonTarget},
 		{"nmi", "GUEST", "send a guest a non-maskable interrupt", simple("nmi")},
 		{"quit", "GUEST", "switch a guest off, as by pulling the plug", simple("quit")},
 		{"extract-kernel", "BZIMAGE VMLINUX", "unpack a kernel image: it then starts several times faster", extractKernel},
-		{"completion", "bash | zsh | fish", "print shell completion", completion},
+		{"completion", "bash | zsh | fish", "print shell completion", completions},
 		{"man", "", "print the manual page", manual},
 	}
 }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/lodgehv/lodge/internal/ptytest"
 )
 
 const seabios = "/usr/share/seabios/bios-256k.bin"
@@ -101,8 +103,8 @@ func TestTerminal(t *testing.T) {
 		"cannot start":   {bad, nil, exitError},
 	} {
 		t.Run(name, func(t *testing.T) {
-			host, terminal := openPTY(t)
-			before := termios(t, terminal)
+			host, terminal := ptytest.Open(t)
+			before := ptytest.Termios(t, terminal)
 			if before.Lflag&unix.ICANON == 0 {
 				t.Fatal("the terminal is raw already")
 			}
@@ -124,7 +126,7 @@ func TestTerminal(t *testing.T) {
 			}()
 			if tc.leave != nil {
 				deadline := time.Now().Add(30 * time.Second)
-				for termios(t, terminal).Lflag&unix.ICANON != 0 {
+				for ptytest.Termios(t, terminal).Lflag&unix.ICANON != 0 {
 					if time.Now().After(deadline) {
 						t.Fatal("the terminal does not become raw")
 					}
@@ -138,7 +140,7 @@ func TestTerminal(t *testing.T) {
 			if got := cmd.ProcessState.ExitCode(); got != tc.code {
 				t.Errorf("exit status %d (%v), want %d", got, err, tc.code)
 			}
-			if after := termios(t, terminal); after != before {
+			if after := ptytest.Termios(t, terminal); after != before {
 				t.Errorf("the terminal was left as %+v, was %+v", after, before)
 			}
 			host.Close()
@@ -182,7 +184,7 @@ func TestIgnoredHangup(t *testing.T) {
 
 // A panic ends the process by a signal, so that shells put the terminal right.
 func TestPanicOnTerminal(t *testing.T) {
-	_, terminal := openPTY(t)
+	_, terminal := ptytest.Open(t)
 	cmd := self(t, "panic-on-terminal")
 	cmd.Dir = t.TempDir() // for a core
 	cmd.Stdin = terminal
@@ -227,41 +229,4 @@ func writeDefinition(t *testing.T, guest string) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// openPTY returns both ends of a new terminal.
-func openPTY(t *testing.T) (host, terminal *os.File) {
-	t.Helper()
-	host, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { host.Close() })
-	raw, err := host.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var n int
-	if e := raw.Control(func(fd uintptr) {
-		if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err == nil {
-			n, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
-		}
-	}); e != nil || err != nil {
-		t.Fatal(e, err)
-	}
-	terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { terminal.Close() })
-	return host, terminal
-}
-
-func termios(t *testing.T, f *os.File) unix.Termios {
-	t.Helper()
-	tio, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return *tio
 }

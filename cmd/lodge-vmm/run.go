@@ -16,6 +16,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
+	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/internal/ratelog"
 )
 
@@ -49,7 +50,7 @@ func runGuest(ctx context.Context, e *environment, args []string) error {
 	if err != nil {
 		return err
 	}
-	return serve(ctx, e, def, restored(saved, machine.RestoreOptions{}), ignore)
+	return serve(ctx, e, def, restored(saved, machine.RestoreOptions{Lazy: lazy(e, def)}), ignore)
 }
 
 // restoreGuest is the command "restore".
@@ -71,8 +72,13 @@ func restoreGuest(ctx context.Context, e *environment, args []string) error {
 	if err != nil {
 		return err
 	}
-	opt.Lazy.Failed = func(err error) { e.log.Error("guest memory cannot be read", "guest", def.Name, "err", err) }
+	opt.Lazy = lazy(e, def)
 	return serve(ctx, e, def, restored(saved, opt), ignore)
+}
+
+// lazy says how memory that is shared is brought back.
+func lazy(e *environment, def *definition.Definition) mem.LazyOptions {
+	return mem.LazyOptions{Failed: func(err error) { e.log.Error("guest memory cannot be read", "guest", def.Name, "err", err) }}
 }
 
 // What a guest can have logged: so many lines at once, then one every so often. logLimit bounds how long the end waits for
@@ -139,7 +145,7 @@ func serve(
 		background("serial port", func() error { return port.serve(ctx, g) })
 	}
 	if def.Control != "" {
-		l, err := listen(def.Control)
+		l, err := control.Listen(def.Control)
 		if err != nil {
 			return err
 		}

@@ -136,6 +136,11 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"connect": func(ts *testscript.TestScript, neg bool, args []string) {
 		synopsis(ts, neg, len(args) == 2, "connect NAME SOCKET")
 		c, err := net.Dial("unix", ts.MkAbs(args[1]))
+		// A socket is there some moments before it is listened at.
+		for deadline := time.Now().Add(time.Minute); errors.Is(err, unix.ECONNREFUSED) && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond)
+			c, err = net.Dial("unix", ts.MkAbs(args[1]))
+		}
 		ts.Check(err)
 		ts.Defer(func() { c.Close() })
 		conns(ts)[args[0]] = c

@@ -37,7 +37,7 @@ func openSerial(i int, s definition.Serial, e *environment) (*serialPort, error)
 		}
 		return &serialPort{out: f, serve: nothing, close: f.Close}, nil
 	case "socket":
-		l, err := listen(s.Path)
+		l, err := control.Listen(s.Path)
 		if err != nil {
 			return nil, fmt.Errorf("serial: %w", err)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/virtio/console"
 	"github.com/lodgehv/lodge/hypervisor/virtio/virtiotest"
 )
@@ -21,7 +22,7 @@ import (
 // testConsole is a socketConsole that is served while the test runs. What clients send goes to receive.
 func testConsole(t *testing.T, receive func(context.Context, []byte) error) (s *socketConsole, path string) {
 	path = filepath.Join(t.TempDir(), "console.sock")
-	l, err := listen(path)
+	l, err := control.Listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}

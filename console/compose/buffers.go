@@ -85,7 +85,7 @@ func (h *Head) assign(k *slot, src *Source) {
 	if k.src != nil {
 		k.src.disown(k)
 	}
-	k.src, k.valid, k.look, k.cursor = src, false, look{}, pointer{}
+	k.src, k.valid, k.direct, k.look, k.cursor = src, false, nil, look{}, pointer{}
 	k.dirty.Clear()
 	k.bar = image.Rect(0, 0, h.area.Max.X, h.area.Min.Y)
 	if src != nil {

@@ -156,6 +156,22 @@ func (c *Compositor) Shown() *Source {
 	return c.shown
 }
 
+// InputTo returns where input goes, as Switch or SetInput have said; nil is nowhere.
+func (c *Compositor) InputTo() *Source {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch c.input {
+	case nil:
+		if c.shown == c.none {
+			return nil
+		}
+		return c.shown
+	case c.none:
+		return nil
+	}
+	return c.input
+}
+
 // SetInput says where input goes; nil is nowhere. It does not change what is shown.
 func (c *Compositor) SetInput(s *Source) {
 	if s == nil {

@@ -17,12 +17,13 @@ type slot struct {
 	dirty output.Region // what of the surface has changed since, in its pixels; under src.mu
 
 	// These are the head's goroutine's.
-	valid  bool            // it has all of a picture of src
-	look   look            // what it was drawn with
-	cursor pointer         // the pointer in it
-	bar    image.Rectangle // what of the bar has changed
-	drawn  output.Region   // where it was drawn into since it was presented
-	used   uint64          // when, by the head's count of frames
+	valid  bool             // it has all of a picture of src
+	direct *display.Surface // the picture that the output shows over it from where it is, and which it has not; or nil
+	look   look             // what it was drawn with
+	cursor pointer          // the pointer in it
+	bar    image.Rectangle  // what of the bar has changed
+	drawn  output.Region    // where it was drawn into since it was presented
+	used   uint64           // when, by the head's count of frames
 }
 
 // look is everything about a guest's picture save the pixels: when it changes all is drawn anew.

@@ -115,6 +115,9 @@ func (h *Head) setup() error {
 // Output returns what the head shows its picture on. Only its Info may be asked.
 func (h *Head) Output() output.Output { return h.out }
 
+// Size returns the size of the screen, in pixels.
+func (h *Head) Size() image.Point { return *h.size.Load() }
+
 // GuestSize returns the size of the picture that fills the screen below the bar.
 func (h *Head) GuestSize() image.Point { return GuestSize(*h.size.Load()) }
 
@@ -297,15 +300,20 @@ func (h *Head) frame(now time.Time, want *Source) time.Duration {
 	if s == nil {
 		return retryAfter
 	}
-	drawn, behind := h.draw(s, switching)
-	if !drawn {
-		return 0
+	behind := false
+	direct, err := h.presentDirect(s, switching)
+	if !direct && err == nil {
+		var drawn bool
+		if drawn, behind = h.draw(s, switching); !drawn {
+			return 0
+		}
+		var damage []image.Rectangle
+		if !switching && !h.again {
+			damage = s.drawn.Rects()
+		}
+		err = h.out.Present(s.buf, damage)
 	}
-	var damage []image.Rectangle
-	if !switching && !h.again {
-		damage = s.drawn.Rects()
-	}
-	if err := h.out.Present(s.buf, damage); err != nil {
+	if err != nil {
 		return h.failed(err)
 	}
 	s.drawn.Clear()
@@ -400,7 +408,8 @@ func (h *Head) lookOf(s *Source, snap *snapshot) look {
 func (h *Head) clean(k *slot) bool {
 	snap, area := k.src.pending(k)
 	l := h.lookOf(k.src, &snap)
-	return k.valid && area == 0 && k.bar.Empty() && k.look == l && k.cursor == h.softPointer(&snap, l)
+	there := k.valid || k.direct != nil && k.direct == snap.surface
+	return there && area == 0 && k.bar.Empty() && k.look == l && k.cursor == h.softPointer(&snap, l)
 }
 
 // draw brings a slot up to date. drawn is false if another guest is wanted meanwhile. behind says that its picture was left
@@ -442,15 +451,15 @@ func (h *Head) drawPicture(k *slot, l look, ptr pointer, whole bool) bool {
 	}
 	h.painter.set(k.buf, &snap, l, ptr)
 	h.drawing = k.src
-	k.valid = false
+	k.valid, k.direct = false, nil
 	if snap.surface != nil {
-		snap.surface.Mu.RLock()
-		defer snap.surface.Mu.RUnlock()
+		snap.surface.BeginRead()
+		defer snap.surface.EndRead()
 	}
 	if !h.painter.paint(&h.todo) {
 		return false
 	}
-	k.valid, k.look, k.cursor = true, l, ptr
+	k.valid, k.direct, k.look, k.cursor = true, nil, l, ptr
 	k.drawn.AddAll(&h.todo)
 	return true
 }

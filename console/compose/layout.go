@@ -19,10 +19,10 @@ type Layout struct {
 
 // Monitor is how one monitor is used.
 type Monitor struct {
-	ID     string `json:"id"`               // see MonitorID
-	Guest  string `json:"guest,omitempty"`  // name of the guest that it is pinned to; "": it shows what the others do
-	Width  int    `json:"width,omitempty"`  // of the mode, in pixels; 0: the preferred mode
-	Height int    `json:"height,omitempty"` // likewise
+	ID     string `json:"id" toml:"id"`                             // see MonitorID
+	Guest  string `json:"guest,omitempty" toml:"guest,omitempty"`   // name of the guest that it is pinned to; "": it shows what the others do
+	Width  int    `json:"width,omitempty" toml:"width,omitempty"`   // of the mode, in pixels; 0: the preferred mode
+	Height int    `json:"height,omitempty" toml:"height,omitempty"` // likewise
 }
 
 // maxMonitors is how many monitors are remembered.

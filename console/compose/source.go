@@ -182,6 +182,20 @@ func (s *Source) take(k *slot, dirty *output.Region) snapshot {
 	return snapshot{s.surface, s.cursor, s.at, s.placard, s.seen}
 }
 
+// changed returns what has changed since k was drawn.
+func (s *Source) changed(k *slot, dirty *output.Region) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*dirty = k.dirty
+}
+
+// untake undoes what take did to what has changed.
+func (s *Source) untake(k *slot, dirty *output.Region) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k.dirty.AddAll(dirty)
+}
+
 // pending returns what is to be shown, and how many pixels of it have changed since k was drawn; k may
 // be nil.
 func (s *Source) pending(k *slot) (snap snapshot, area int) {

@@ -169,7 +169,7 @@ func dial(t *testing.T, addr, version string) *viewer {
 	v.expect([]byte("RFB 003.008\n"))
 	v.write([]byte(version + "\n"))
 	switch version {
-	case "RFB 003.003":
+	case "RFB 003.003", "RFB 003.006":
 		v.expect([]byte{0, 0, 0, 1})
 	case "RFB 003.007":
 		v.expect([]byte{1, 1})
@@ -252,7 +252,7 @@ func (v *viewer) update(size int) (rects []rect) {
 
 // TestRFB is a client's visit, in each version.
 func TestRFB(t *testing.T) {
-	for _, version := range []string{"RFB 003.003", "RFB 003.007", "RFB 003.008"} {
+	for _, version := range []string{"RFB 003.003", "RFB 003.006", "RFB 003.007", "RFB 003.008"} {
 		t.Run(version, func(t *testing.T) {
 			s := newScreen(t, 400, 300)
 			v := dial(t, serve(t, &Server{Screen: s, Name: "Lodge"}), version)
@@ -341,7 +341,7 @@ func TestInput(t *testing.T) {
 	press := func(code uint16) hid.Event { return hid.Event{Type: hid.EVKey, Code: code, Value: 1} }
 	release := func(code uint16) hid.Event { return hid.Event{Type: hid.EVKey, Code: code} }
 	at := func(x, y int32) []hid.Event {
-		return []hid.Event{{Type: hid.EVAbs, Code: absX, Value: x}, {Type: hid.EVAbs, Code: absY, Value: y}}
+		return []hid.Event{{Type: hid.EVAbs, Code: hid.AbsX, Value: x}, {Type: hid.EVAbs, Code: hid.AbsY, Value: y}}
 	}
 	for name, tt := range map[string]struct {
 		send [][]byte
@@ -371,12 +371,12 @@ func TestInput(t *testing.T) {
 		"middle of nowhere": {[][]byte{{msgPointerEvent, 0, 0xff, 0xff, 0xff, 0xff}}, at(hid.AbsMax, hid.AbsMax)},
 		"click": {
 			[][]byte{{msgPointerEvent, 1, 0, 0, 0, 0}, {msgPointerEvent, 0, 0, 99, 0, 50}},
-			append(append(at(0, 0), press(btnLeft)), append(at(hid.AbsMax*99/199, hid.AbsMax*50/99), release(btnLeft))...),
+			append(append(at(0, 0), press(hid.BtnLeft)), append(at(hid.AbsMax*99/199, hid.AbsMax*50/99), release(hid.BtnLeft))...),
 		},
 		"wheel": {
 			[][]byte{{msgPointerEvent, 1 << 4, 0, 0, 0, 0}, {msgPointerEvent, 0, 0, 0, 0, 0}, {msgPointerEvent, 1 << 3, 0, 0, 0, 0}},
-			append(append(append(append(at(0, 0), hid.Event{Type: hid.EVRel, Code: relWheel, Value: -1}), at(0, 0)...), at(0, 0)...),
-				hid.Event{Type: hid.EVRel, Code: relWheel, Value: 1}),
+			append(append(append(append(at(0, 0), hid.Event{Type: hid.EVRel, Code: hid.RelWheel, Value: -1}), at(0, 0)...), at(0, 0)...),
+				hid.Event{Type: hid.EVRel, Code: hid.RelWheel, Value: 1}),
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -409,7 +409,7 @@ func TestLeave(t *testing.T) {
 			down[e.Code] = e.Value != 0
 		}
 	}
-	if diff := cmp.Diff(map[uint16]bool{29: false, 30: false, btnLeft: false}, down); diff != "" {
+	if diff := cmp.Diff(map[uint16]bool{29: false, 30: false, hid.BtnLeft: false}, down); diff != "" {
 		t.Errorf("held (-want +got):\n%s", diff)
 	}
 }

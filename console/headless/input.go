@@ -7,17 +7,6 @@ import (
 	"github.com/lodgehv/lodge/hid"
 )
 
-// Codes of relative and absolute axes and of buttons (input-event-codes.h).
-const (
-	relHWheel = 0x06
-	relWheel  = 0x08
-	absX      = 0x00
-	absY      = 0x01
-	btnLeft   = 0x110
-	btnRight  = 0x111
-	btnMiddle = 0x112
-)
-
 // person turns what one client does into events. What it holds down is let go when it leaves.
 type person struct {
 	sink    hid.Sink
@@ -94,11 +83,11 @@ func (p *person) leave() {
 // presses of the buttons 4 to 7.
 func (p *person) pointer(at image.Point, size image.Point, buttons uint8) {
 	batch := []hid.Event{
-		{Type: hid.EVAbs, Code: absX, Value: scale(at.X, size.X)},
-		{Type: hid.EVAbs, Code: absY, Value: scale(at.Y, size.Y)},
+		{Type: hid.EVAbs, Code: hid.AbsX, Value: scale(at.X, size.X)},
+		{Type: hid.EVAbs, Code: hid.AbsY, Value: scale(at.Y, size.Y)},
 	}
 	pressed, changed := buttons&^p.buttons, buttons^p.buttons
-	for i, code := range []uint16{btnLeft, btnMiddle, btnRight} {
+	for i, code := range []uint16{hid.BtnLeft, hid.BtnMiddle, hid.BtnRight} {
 		switch bit := uint8(1) << i; {
 		case pressed&bit != 0:
 			p.held = append(p.held, code)
@@ -109,8 +98,8 @@ func (p *person) pointer(at image.Point, size image.Point, buttons uint8) {
 		}
 	}
 	for i, e := range []hid.Event{
-		{Type: hid.EVRel, Code: relWheel, Value: 1}, {Type: hid.EVRel, Code: relWheel, Value: -1},
-		{Type: hid.EVRel, Code: relHWheel, Value: -1}, {Type: hid.EVRel, Code: relHWheel, Value: 1},
+		{Type: hid.EVRel, Code: hid.RelWheel, Value: 1}, {Type: hid.EVRel, Code: hid.RelWheel, Value: -1},
+		{Type: hid.EVRel, Code: hid.RelHWheel, Value: -1}, {Type: hid.EVRel, Code: hid.RelHWheel, Value: 1},
 	} {
 		if pressed&(1<<(3+i)) != 0 {
 			batch = append(batch, e)

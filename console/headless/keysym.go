@@ -1,26 +1,16 @@
 package headless
 
+import "github.com/lodgehv/lodge/hid"
+
 // Key codes of Linux's evdev (include/uapi/linux/input-event-codes.h) that keysyms stand for.
 const (
 	keyEsc        = 1
-	key1          = 2 // to key9 = 10
-	key0          = 11
-	keyMinus      = 12
-	keyEqual      = 13
+	key1          = 2 // the first that has a character
 	keyBackspace  = 14
 	keyTab        = 15
-	keyLeftBrace  = 26
-	keyRightBrace = 27
 	keyEnter      = 28
 	keyLeftCtrl   = 29
-	keySemicolon  = 39
-	keyApostrophe = 40
-	keyGrave      = 41
 	keyLeftShift  = 42
-	keyBackslash  = 43
-	keyComma      = 51
-	keyDot        = 52
-	keySlash      = 53
 	keyRightShift = 54
 	keyKPAsterisk = 55
 	keyLeftAlt    = 56
@@ -42,7 +32,6 @@ const (
 	keyKP3        = 81
 	keyKP0        = 82
 	keyKPDot      = 83
-	key102nd      = 86
 	keyF11        = 87
 	keyF12        = 88
 	keyKPEnter    = 96
@@ -85,48 +74,31 @@ const (
 	shiftDown
 )
 
-// letters are the codes of a to z.
-var letters = [26]uint16{30, 48, 46, 32, 18, 33, 34, 35, 23, 36, 37, 38, 50, 49, 24, 25, 16, 19, 31, 20, 22, 47, 17, 45, 21, 44}
-
 // lookup returns the key of a US keyboard that a keysym is on, and 0 if there is none.
 func lookup(sym uint32) (code uint16, s shift) {
 	switch {
-	case sym >= 'a' && sym <= 'z':
-		return letters[sym-'a'], shiftAny
-	case sym >= 'A' && sym <= 'Z':
-		return letters[sym-'A'], shiftAny
-	case sym >= '1' && sym <= '9':
-		return key1 + uint16(sym-'1'), shiftUp
 	case sym >= 0xffbe && sym <= 0xffc7: // F1 to F10
 		return keyF1 + uint16(sym-0xffbe), shiftAny
 	case sym < 0x80:
-		return symbol(sym)
+		return symbol(rune(sym))
 	default:
 		return special(sym), shiftAny
 	}
 }
 
-// symbol returns the key of a character that is no letter and no digit from 1 to 9.
-func symbol(sym uint32) (uint16, shift) {
-	// Each key's characters, without and with Shift.
-	for _, k := range [...]struct {
-		up, down byte
-		code     uint16
-	}{
-		{0, '!', key1}, {0, '@', key1 + 1}, {0, '#', key1 + 2}, {0, '$', key1 + 3}, {0, '%', key1 + 4}, {0, '^', key1 + 5},
-		{0, '&', key1 + 6}, {0, '*', key1 + 7}, {0, '(', key1 + 8}, {'0', ')', key0}, {'-', '_', keyMinus}, {'=', '+', keyEqual},
-		{'[', '{', keyLeftBrace}, {']', '}', keyRightBrace}, {'\\', '|', keyBackslash}, {';', ':', keySemicolon},
-		{'\'', '"', keyApostrophe}, {'`', '~', keyGrave}, {',', '<', keyComma}, {'.', '>', keyDot}, {'/', '?', keySlash},
-	} {
-		if sym == uint32(k.up) && k.up != 0 {
-			return k.code, shiftUp
+// symbol returns the key of a character, which is not on the keypad.
+func symbol(sym rune) (uint16, shift) {
+	for code := uint16(key1); code <= keySpace; code++ {
+		up, down, ok := hid.US(code)
+		switch {
+		case !ok || code == keyKPAsterisk || sym != up && sym != down:
+		case up == down || down-up == 'A'-'a': // a space or a letter
+			return code, shiftAny
+		case sym == up:
+			return code, shiftUp
+		default:
+			return code, shiftDown
 		}
-		if sym == uint32(k.down) {
-			return k.code, shiftDown
-		}
-	}
-	if sym == ' ' {
-		return keySpace, shiftAny
 	}
 	return 0, shiftAny
 }

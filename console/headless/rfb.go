@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -160,13 +161,13 @@ func (c *client) greet(name string) error {
 		return err
 	}
 	var minor int
-	switch string(version[:]) {
-	case "RFB 003.003\n", "RFB 003.005\n": // §7.1.1: 3.5 is taken as 3.3
-		minor = 3
-	case "RFB 003.007\n":
+	switch v := string(version[:]); {
+	case v == "RFB 003.007\n":
 		minor = 7
-	case "RFB 003.008\n":
+	case v == "RFB 003.008\n":
 		minor = 8
+	case strings.HasPrefix(v, "RFB 003.") && v[len(v)-1] == '\n': // §7.1.1: all others are taken as 3.3
+		minor = 3
 	default:
 		return fmt.Errorf("client has version %q", version)
 	}

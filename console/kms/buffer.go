@@ -61,42 +61,34 @@ func (c *Card) RmFB(id uint32) error { return ioctl(c.dev, "DRM_IOCTL_MODE_RMFB"
 // ErrNoImport is wrapped by the errors of Import: the picture has to be copied.
 var ErrNoImport = errors.New("the card cannot show another's memory")
 
-// Imported is a framebuffer of another's memory.
-type Imported struct {
-	FB     uint32
-	handle uint32
-}
-
-// Import makes a framebuffer of a dmabuf (DRM_IOCTL_PRIME_FD_TO_HANDLE). Whether it can depends on the card, its driver and
-// where the memory is: a driver may refuse at any step, which is an ErrNoImport that says so.
-func (c *Card) Import(dmabuf *os.File, width, height, stride int, f display.Format) (*Imported, error) {
+// Import makes a framebuffer of a dmabuf (DRM_IOCTL_PRIME_FD_TO_HANDLE), to be removed by RmFB, which keeps the memory.
+// Whether it can depends on the card, its driver and where the memory is: a driver may refuse at any step, which is an
+// ErrNoImport that says so.
+func (c *Card) Import(dmabuf *os.File, width, height, stride int, f display.Format) (fb uint32, err error) {
 	if c.GetCap(CapPrime)&primeImport == 0 {
-		return nil, fmt.Errorf("%w: its driver has no PRIME import", ErrNoImport)
+		return 0, fmt.Errorf("%w: its driver has no PRIME import", ErrNoImport)
 	}
 	raw, err := dmabuf.SyscallConn()
 	if err != nil {
-		return nil, fmt.Errorf("dmabuf: %w", err)
+		return 0, fmt.Errorf("dmabuf: %w", err)
 	}
+	// One memory has one handle, however often it is imported: nobody else closes it in between.
+	c.importing.Lock()
+	defer c.importing.Unlock()
 	var a primeHandle
 	var failed error
 	if err := raw.Control(func(fd uintptr) {
 		a.fd = int32(fd)
 		failed = ioctl(c.dev, "DRM_IOCTL_PRIME_FD_TO_HANDLE", nrPrimeFDToHandle, &a)
 	}); err != nil {
-		return nil, fmt.Errorf("dmabuf: %w", err)
+		return 0, fmt.Errorf("dmabuf: %w", err)
 	}
 	if failed != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoImport, failed)
+		return 0, fmt.Errorf("%w: %w", ErrNoImport, failed)
 	}
-	fb, err := c.addFB(a.handle, width, height, uint32(stride), f)
+	fb, err = c.addFB(a.handle, width, height, uint32(stride), f)
 	if err != nil {
-		closed := ioctl(c.dev, "DRM_IOCTL_GEM_CLOSE", nrGEMClose, &gemClose{handle: a.handle})
-		return nil, errors.Join(fmt.Errorf("%w: picture of %d×%d pixels, %v, with a stride of %d: %w", ErrNoImport, width, height, f, stride, err), closed)
+		err = fmt.Errorf("%w: picture of %d×%d pixels, %v, with a stride of %d: %w", ErrNoImport, width, height, f, stride, err)
 	}
-	return &Imported{fb, a.handle}, nil
-}
-
-// Forget removes an imported framebuffer, which is not shown any more.
-func (c *Card) Forget(i *Imported) error {
-	return errors.Join(c.RmFB(i.FB), ioctl(c.dev, "DRM_IOCTL_GEM_CLOSE", nrGEMClose, &gemClose{handle: i.handle}))
+	return fb, errors.Join(err, ioctl(c.dev, "DRM_IOCTL_GEM_CLOSE", nrGEMClose, &gemClose{handle: a.handle}))
 }

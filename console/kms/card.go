@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,8 @@ import (
 type Card struct {
 	path string
 	dev  device
+
+	importing sync.Mutex // see Import
 }
 
 // Cards returns the paths of all cards, in order. There need not be any.
@@ -43,7 +46,7 @@ func Open(path string) (*Card, error) {
 	if err != nil {
 		return nil, fmt.Errorf("graphics card: %w", err)
 	}
-	return &Card{path, f}, nil
+	return &Card{path: path, dev: f}, nil
 }
 
 // Close closes the card. What it shows is gone.

@@ -33,15 +33,22 @@ type Display struct {
 	screens  map[uint32]*Screen // by their connectors
 }
 
-// crtc is a CRTC and its primary plane.
+// crtc is a CRTC and its planes.
 type crtc struct {
 	id       uint32
 	props    map[string]uint32
-	plane    uint32
+	plane    uint32 // the primary one
 	planeIDs map[string]uint32
+	over     overlay
 	saved    *CRTC    // what it showed before us
 	savedOn  []uint32 // on these connectors
 	user     *Screen  // under Display.scanning
+}
+
+// overlay is a plane above the primary one.
+type overlay struct {
+	id    uint32 // 0: there is none
+	props map[string]uint32
 }
 
 // OpenDisplay opens a card for showing pictures, and becomes its master.
@@ -114,31 +121,36 @@ func (d *Display) saveConnector(id uint32) error {
 	return nil
 }
 
-// findPlanes gives each CRTC its primary plane: the one that it shows, or else one that it can.
+// findPlanes gives each CRTC its primary plane: the one that it shows, or else one that it can. An overlay it gets if there
+// are enough.
 func (d *Display) findPlanes() error {
 	planes, err := d.card.Planes()
 	if err != nil {
 		return err
 	}
-	ids := make(map[uint32]map[string]uint32)
-	planes = slices.DeleteFunc(planes, func(p Plane) bool {
-		values, names, e := d.card.ObjectProps(p.ID, ObjectPlane)
-		if e != nil {
-			err = e
+	ids, values := make(map[uint32]map[string]uint32), make(map[uint32]map[string]uint64)
+	for _, p := range planes {
+		if values[p.ID], ids[p.ID], err = d.card.ObjectProps(p.ID, ObjectPlane); err != nil {
+			return err
 		}
-		ids[p.ID] = names
-		return e != nil || values["type"] != planePrimary
-	})
-	if err != nil {
-		return err
 	}
 	taken := make(map[uint32]bool)
 	for _, current := range []bool{true, false} {
 		for i, k := range d.crtcs {
 			for _, p := range planes {
-				if k.plane == 0 && !taken[p.ID] && p.PossibleCRTCs&(1<<i) != 0 && (!current || p.CRTC == k.id) {
+				if values[p.ID]["type"] == planePrimary && k.plane == 0 && !taken[p.ID] && p.PossibleCRTCs&(1<<i) != 0 && (!current || p.CRTC == k.id) {
 					k.plane, k.planeIDs, taken[p.ID] = p.ID, ids[p.ID], true
 				}
+			}
+		}
+	}
+	for i, k := range d.crtcs {
+		for _, p := range planes {
+			// Where the order of planes is said it has to be this one; else it is by their types.
+			z, said := values[p.ID]["zpos"]
+			if k.over.id == 0 && values[p.ID]["type"] == planeOverlay && !taken[p.ID] && p.PossibleCRTCs&(1<<i) != 0 &&
+				(!said || z > values[k.plane]["zpos"]) {
+				k.over, taken[p.ID] = overlay{p.ID, ids[p.ID]}, true
 			}
 		}
 	}
@@ -429,12 +441,48 @@ func (d *Display) disableOthers(but *Screen) error {
 	return d.card.Commit(r, flagAllowModeset, 0)
 }
 
+// Values of properties of planes (drivers/gpu/drm/drm_blend.c in Linux).
+const (
+	rotate0 = 1 << 0 // DRM_MODE_ROTATE_0
+	noAlpha = 0xffff
+)
+
+// disablePlanes turns off the planes of a CRTC that are above its primary one, or may be, but for the pointer's: what another
+// program has left there could lie above the bar.
+func (d *Display) disablePlanes(r *Request, k *crtc) error {
+	k.over.disable(r)
+	planes, err := d.card.Planes()
+	if err != nil {
+		return err
+	}
+	for _, p := range planes {
+		if p.CRTC != k.id || p.ID == k.plane || p.ID == k.over.id {
+			continue
+		}
+		values, ids, err := d.card.ObjectProps(p.ID, ObjectPlane)
+		if err != nil {
+			return err
+		}
+		if values["type"] != planeCursor {
+			(&overlay{p.ID, ids}).disable(r)
+		}
+	}
+	return nil
+}
+
 // disable turns a CRTC off.
 func (k *crtc) disable(r *Request) {
 	r.Set(k.id, k.props["ACTIVE"], 0)
 	r.Set(k.id, k.props["MODE_ID"], 0)
 	r.Set(k.plane, k.planeIDs["FB_ID"], 0)
 	r.Set(k.plane, k.planeIDs["CRTC_ID"], 0)
+	k.over.disable(r)
+}
+
+// disable turns an overlay off, if there is one.
+func (o *overlay) disable(r *Request) {
+	r.Set(o.id, o.props["FB_ID"], 0)
+	r.Set(o.id, o.props["CRTC_ID"], 0)
 }
 
 // Close shows what was shown before, as far as that is there still, and closes the card. The kernel draws its text console

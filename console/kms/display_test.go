@@ -23,7 +23,7 @@ import (
 
 func open(t testing.TB, f *fake, opt Options) *Display {
 	t.Helper()
-	d, err := newDisplay(&Card{"card0", f}, opt)
+	d, err := newDisplay(&Card{path: "card0", dev: f}, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,6 +313,22 @@ func TestLeftOver(t *testing.T) {
 	}
 }
 
+// TestLeftOverPlane finds a plane that another program has left on: it could lie above the bar.
+func TestLeftOverPlane(t *testing.T) {
+	for _, noOverlay := range []bool{false, true} {
+		f := newFake()
+		f.noOverlay = noOverlay
+		f.over.crtc, f.over.fb = 51, 7
+		d := open(t, f, Options{})
+		s := scan(t, d)[0]
+		present(t, s, buffer(t, s))
+		refresh(t, d, s)
+		if f.over.crtc != 0 || f.over.fb != 0 {
+			t.Errorf("the plane is left on: %+v (an overlay for us: %t)", f.over, !noOverlay)
+		}
+	}
+}
+
 func TestCursor(t *testing.T) {
 	cursor := func(w, h int) *display.Cursor {
 		return &display.Cursor{Width: w, Height: h, Hot: image.Pt(1, 2), Pixels: slices.Repeat([]byte{1, 2, 3, 4}, w*h)}
@@ -373,7 +389,7 @@ func TestCursor(t *testing.T) {
 func TestOpenErrors(t *testing.T) {
 	f := newFake()
 	f.otherHasIt = true
-	if _, err := newDisplay(&Card{"card0", f}, Options{}); err == nil || !strings.Contains(err.Error(), "another program") {
+	if _, err := newDisplay(&Card{path: "card0", dev: f}, Options{}); err == nil || !strings.Contains(err.Error(), "another program") {
 		t.Errorf("another's card: %v", err)
 	}
 	if _, err := OpenDisplay("/dev/null", Options{}); !errors.Is(err, unix.ENOTTY) {
@@ -390,8 +406,8 @@ func TestImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	for name, f := range map[string]*fake{"no PRIME": {}, "refused": {prime: true}} {
-		c := &Card{"card0", f}
+	for name, f := range map[string]*fake{"no PRIME": {}, "refused": {prime: true, noImport: true}} {
+		c := &Card{path: "card0", dev: f}
 		if _, err := c.Import(file, 64, 64, 256, display.XRGB8888); !errors.Is(err, ErrNoImport) {
 			t.Errorf("%s: %v", name, err)
 		}

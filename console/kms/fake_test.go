@@ -21,6 +21,9 @@ type fake struct {
 	noDamage   bool
 	otherHasIt bool // another program is the master
 	prime      bool
+	noImport   bool // what it imports cannot be shown
+	noOverlay  bool // the plane 63 is none that can be above
+	refuses    bool // the plane 63 cannot be where it is wanted
 
 	master     bool
 	connectors []*fakeConnector
@@ -32,6 +35,9 @@ type fake struct {
 	damage     []modeRect // of the last atomic flip
 	clips      []clipRect // of the last DIRTYFB
 	modesets   int
+	over       fakePlane
+	tests      int      // commits that were only to be tried
+	handles    []uint32 // of memory that was imported
 	cursor     cursor2
 	at         [2]int32
 	events     chan []byte
@@ -47,6 +53,13 @@ type fakeConnector struct {
 	edid     uint32
 	possible uint32
 	crtc     uint32
+}
+
+// fakePlane is the overlay.
+type fakePlane struct {
+	fb, crtc uint32
+	src, dst [4]uint32 // x, y, width, height
+	damage   []modeRect
 }
 
 type fakeCRTC struct {
@@ -79,6 +92,7 @@ func newFake() *fake {
 var fakeProps = map[uint32]string{
 	101: "CRTC_ID", 102: "EDID", 111: "MODE_ID", 112: "ACTIVE", 121: "type", 122: "FB_ID", 123: "FB_DAMAGE_CLIPS",
 	124: "SRC_X", 125: "SRC_Y", 126: "SRC_W", 127: "SRC_H", 128: "CRTC_X", 129: "CRTC_Y", 130: "CRTC_W", 131: "CRTC_H",
+	132: "zpos",
 }
 
 // list is memory of the caller's.
@@ -177,6 +191,9 @@ func (f *fake) ioctl(nr uintptr, arg unsafe.Pointer) unix.Errno {
 		if c := f.crtc(a.ID); c != nil && c.active {
 			a.CRTC, a.FB = c.id, c.fb
 		}
+		if a.ID == 63 {
+			a.CRTC, a.FB = f.over.crtc, f.over.fb
+		}
 	case nrObjGetProperties:
 		f.objProps((*objProperties)(arg))
 	case nrGetProperty:
@@ -213,7 +230,7 @@ func (f *fake) ioctl(nr uintptr, arg unsafe.Pointer) unix.Errno {
 		delete(f.dumbs, h)
 	case nrAddFB2:
 		a := (*fbCmd2)(arg)
-		if _, ok := f.dumbs[a.handles[0]]; !ok {
+		if _, ok := f.dumbs[a.handles[0]]; !ok && !slices.Contains(f.handles, a.handles[0]) {
 			return unix.ENOENT
 		}
 		f.next++
@@ -255,7 +272,18 @@ func (f *fake) ioctl(nr uintptr, arg unsafe.Pointer) unix.Errno {
 			f.cursor = *a
 		}
 	case nrPrimeFDToHandle:
-		return unix.ENOSYS
+		if f.noImport {
+			return unix.ENODEV
+		}
+		f.next++
+		(*primeHandle)(arg).handle = f.next
+		f.handles = append(f.handles, f.next)
+	case nrGEMClose:
+		i := slices.Index(f.handles, (*gemClose)(arg).handle)
+		if i < 0 {
+			return unix.EINVAL
+		}
+		f.handles = slices.Delete(f.handles, i, i+1)
 	default:
 		return unix.ENOTTY
 	}
@@ -302,7 +330,7 @@ func (f *fake) getConnector(a *getConnector) unix.Errno {
 func (f *fake) objProps(a *objProperties) {
 	var ids []uint32
 	var values []uint64
-	for id := uint32(101); id <= 131; id++ {
+	for id := uint32(101); id <= 132; id++ {
 		name := fakeProps[id]
 		var v uint64
 		switch {
@@ -313,6 +341,10 @@ func (f *fake) objProps(a *objProperties) {
 		case name == "type":
 			if v = planePrimary; a.obj == 63 {
 				v = 0
+			}
+		case name == "zpos":
+			if v = 1; a.obj == 63 && !f.noOverlay {
+				v = 2
 			}
 		case name == "EDID":
 			v = uint64(f.connector(a.obj).edid)
@@ -381,9 +413,18 @@ func (f *fake) atomic(a *atomicArg) unix.Errno {
 		conns[c.id] = c.crtc
 	}
 	var flips []uint32
-	f.damage = nil
+	var damage []modeRect
+	over := f.over
+	over.damage = nil
 	modeset := false
 	for i, obj := range objs {
+		if obj == 63 {
+			if errno := f.overlay(&over, props[:counts[i]], values[:counts[i]]); errno != 0 {
+				return errno
+			}
+			props, values = props[counts[i]:], values[counts[i]:]
+			continue
+		}
 		for j := range counts[i] {
 			v := values[j]
 			c := crtcs[obj]
@@ -414,7 +455,7 @@ func (f *fake) atomic(a *atomicArg) unix.Errno {
 				if !ok {
 					return unix.EINVAL
 				}
-				f.damage = slices.Clone(unsafe.Slice((*modeRect)(unsafe.Pointer(&b[0])), len(b)/16))
+				damage = slices.Clone(unsafe.Slice((*modeRect)(unsafe.Pointer(&b[0])), len(b)/16))
 			case name == "SRC_W" && c.mode.HDisplay != uint16(v>>16) || name == "CRTC_H" && c.mode.VDisplay != uint16(v):
 				return unix.ERANGE
 			case name == "":
@@ -438,6 +479,10 @@ func (f *fake) atomic(a *atomicArg) unix.Errno {
 	if modeset && a.flags&flagAllowModeset == 0 {
 		return unix.EINVAL
 	}
+	if a.flags&flagTestOnly != 0 {
+		f.tests++
+		return 0
+	}
 	if modeset {
 		f.modesets++
 	}
@@ -446,6 +491,7 @@ func (f *fake) atomic(a *atomicArg) unix.Errno {
 			return unix.EBUSY
 		}
 	}
+	f.damage, f.over = damage, over
 	for _, c := range f.crtcs {
 		*c = crtcs[c.id]
 	}
@@ -458,6 +504,41 @@ func (f *fake) atomic(a *atomicArg) unix.Errno {
 				return errno
 			}
 		}
+	}
+	return 0
+}
+
+// overlay sets properties of the plane 63.
+func (f *fake) overlay(o *fakePlane, props []uint32, values []uint64) unix.Errno {
+	for i, v := range values {
+		switch name := fakeProps[props[i]]; name {
+		case "FB_ID":
+			o.fb = uint32(v)
+		case "CRTC_ID":
+			o.crtc = uint32(v)
+		case "FB_DAMAGE_CLIPS":
+			b, ok := f.blobs[uint32(v)]
+			if !ok {
+				return unix.EINVAL
+			}
+			o.damage = slices.Clone(unsafe.Slice((*modeRect)(unsafe.Pointer(&b[0])), len(b)/16))
+		default:
+			k := slices.Index([]string{"SRC_X", "SRC_Y", "SRC_W", "SRC_H"}, name)
+			if k >= 0 {
+				o.src[k] = uint32(v >> 16)
+				continue
+			}
+			if k = slices.Index([]string{"CRTC_X", "CRTC_Y", "CRTC_W", "CRTC_H"}, name); k < 0 {
+				return unix.ENOENT
+			}
+			o.dst[k] = uint32(v)
+		}
+	}
+	if _, ok := f.fbs[o.fb]; o.fb != 0 && !ok || (o.fb == 0) != (o.crtc == 0) {
+		return unix.EINVAL
+	}
+	if o.fb != 0 && f.refuses {
+		return unix.ERANGE
 	}
 	return 0
 }

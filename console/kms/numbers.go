@@ -68,11 +68,16 @@ const (
 const Connected = 1
 
 // Values of a plane's property "type".
-const planePrimary = 1
+const (
+	planeOverlay = 0
+	planePrimary = 1
+	planeCursor  = 2
+)
 
 // Flags of PageFlip and Atomic.
 const (
 	flagFlipEvent    = 0x1
+	flagTestOnly     = 0x100
 	flagNonblock     = 0x200
 	flagAllowModeset = 0x400
 )

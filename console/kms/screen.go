@@ -37,6 +37,7 @@ type Screen struct {
 	hot      image.Point
 	noCursor bool
 	move     cursor2 // argument of MoveCursor
+	direct   direct
 
 	mu      sync.Mutex
 	active  bool   // the card is ours
@@ -46,7 +47,10 @@ type Screen struct {
 	pending bool   // its Flip is to come
 }
 
-var _ output.Output = (*Screen)(nil)
+var (
+	_ output.Output   = (*Screen)(nil)
+	_ output.Director = (*Screen)(nil)
+)
 
 func newScreen(d *Display, conn *Connector, k *crtc, edid []byte) *Screen {
 	s := &Screen{
@@ -54,6 +58,7 @@ func newScreen(d *Display, conn *Connector, k *crtc, edid []byte) *Screen {
 		buffers: make(map[uint32]*dumb), request: NewRequest(), noCursor: d.opt.SoftCursor, modeset: true,
 	}
 	s.damage.rects = make([]modeRect, 0, 16) // a compositor has no more
+	s.direct.damage.rects = make([]modeRect, 0, 16)
 	return s
 }
 
@@ -173,6 +178,11 @@ func (s *Screen) FreeBuffer(b *output.Buffer) {
 
 // Present implements output.Output.
 func (s *Screen) Present(b *output.Buffer, damage []image.Rectangle) error {
+	return s.present(b, damage, nil)
+}
+
+// present shows a buffer, and a guest's picture over it if over is not nil.
+func (s *Screen) present(b *output.Buffer, damage []image.Rectangle, over *plane) error {
 	m := s.Mode()
 	if b.Width != m.Width || b.Height != m.Height {
 		return fmt.Errorf("buffer of %d×%d pixels for a mode of %d×%d", b.Width, b.Height, m.Width, m.Height)
@@ -185,6 +195,12 @@ func (s *Screen) Present(b *output.Buffer, damage []image.Rectangle) error {
 	case s.pending:
 		s.mu.Unlock()
 		return output.ErrBusy
+	case over != nil && s.modeset: // the mode comes first
+		s.mu.Unlock()
+		return output.ErrNoDirect
+	}
+	if over == nil && !s.direct.on { // what is on the screen now has none, and neither has what comes
+		s.forget()
 	}
 	s.serial++
 	s.pending = true
@@ -194,7 +210,7 @@ func (s *Screen) Present(b *output.Buffer, damage []image.Rectangle) error {
 	var event bool // the kernel will tell
 	var err error
 	if s.d.atomic {
-		event, err = true, s.commit(b.ID, damage, modeset, s.user(serial))
+		event, err = true, s.commit(b.ID, damage, over, modeset, s.user(serial))
 	} else {
 		event, err = s.legacy(b.ID, damage, modeset, s.user(serial))
 	}
@@ -202,6 +218,7 @@ func (s *Screen) Present(b *output.Buffer, damage []image.Rectangle) error {
 		s.mu.Lock()
 		s.modeset = s.modeset && !modeset
 		s.mu.Unlock()
+		s.direct.on = over != nil
 		if !event {
 			s.flipped(serial, output.Flip{})
 		}
@@ -223,25 +240,40 @@ func (s *Screen) Present(b *output.Buffer, damage []image.Rectangle) error {
 func (s *Screen) user(serial uint32) uint64 { return uint64(s.conn.ID)<<32 | uint64(serial) }
 
 // commit shows a framebuffer atomically.
-func (s *Screen) commit(fb uint32, damage []image.Rectangle, modeset bool, user uint64) error {
+func (s *Screen) commit(fb uint32, damage []image.Rectangle, over *plane, modeset bool, user uint64) error {
 	r, k := s.request, s.crtc
 	card := s.d.card
 	r.Reset()
 	if modeset {
 		return s.commitMode(fb, user)
 	}
-	r.Set(k.plane, k.planeIDs["FB_ID"], uint64(fb))
-	prop, blob := k.planeIDs["FB_DAMAGE_CLIPS"], uint32(0)
-	if prop != 0 {
-		if blob = s.damage.make(card, damage); blob != 0 {
-			r.Set(k.plane, prop, uint64(blob))
-		}
+	blob := s.setPlane(k.plane, k.planeIDs, fb, damage, &s.damage)
+	var overBlob uint32
+	switch {
+	case over != nil:
+		overBlob = s.setOver(over)
+	case s.direct.on:
+		k.over.disable(r)
 	}
 	err := card.Commit(r, flagFlipEvent|flagNonblock, user)
 	if blob != 0 {
 		err = errors.Join(err, s.damage.done(card))
 	}
+	if overBlob != 0 {
+		err = errors.Join(err, s.direct.damage.done(card))
+	}
 	return err
+}
+
+// setPlane has the request show a framebuffer in a plane, and returns the blob of its damage, 0 if there is none.
+func (s *Screen) setPlane(id uint32, props map[string]uint32, fb uint32, damage []image.Rectangle, b *damageBlob) (blob uint32) {
+	s.request.Set(id, props["FB_ID"], uint64(fb))
+	if prop := props["FB_DAMAGE_CLIPS"]; prop != 0 {
+		if blob = b.make(s.d.card, damage); blob != 0 {
+			s.request.Set(id, prop, uint64(blob))
+		}
+	}
+	return blob
 }
 
 // commitMode sets the mode and shows a framebuffer.
@@ -263,6 +295,12 @@ func (s *Screen) commitMode(fb uint32, user uint64) error {
 		{"CRTC_X", 0}, {"CRTC_Y", 0}, {"CRTC_W", uint64(m.HDisplay)}, {"CRTC_H", uint64(m.VDisplay)},
 	} {
 		r.Set(k.plane, k.planeIDs[p.name], p.value)
+	}
+	// As another program may have left it: turned, or half transparent.
+	r.Set(k.plane, k.planeIDs["rotation"], rotate0)
+	r.Set(k.plane, k.planeIDs["alpha"], noAlpha)
+	if err := s.d.disablePlanes(r, k); err != nil {
+		return errors.Join(err, card.DestroyBlob(blob))
 	}
 	err = card.Commit(r, flagFlipEvent|flagAllowModeset, user)
 	if errors.Is(err, unix.EINVAL) {
@@ -468,6 +506,7 @@ func (s *Screen) Close() error {
 		errs = append(errs, s.d.card.RmFB(fb), s.d.card.destroyDumb(d))
 	}
 	clear(s.buffers)
+	s.forget()
 	for _, p := range s.pointers {
 		if p != nil {
 			errs = append(errs, s.d.card.destroyDumb(p))

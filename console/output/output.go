@@ -19,6 +19,7 @@ var (
 	ErrBusy     = errors.New("the frame before is not on the screen yet")
 	ErrInactive = errors.New("the screen is not ours at the moment") // another program or text console has it
 	ErrNoCursor = errors.New("no such cursor in hardware: draw it")
+	ErrNoDirect = errors.New("the picture cannot be shown where it is: copy it")
 )
 
 // Mode is a size and rate of a picture.
@@ -60,6 +61,22 @@ type Buffer struct {
 type Flip struct {
 	Sequence uint32        // counts the screen's refreshes, where it does
 	Time     time.Duration // when, on CLOCK_MONOTONIC
+}
+
+// Direct is a guest's picture in its own memory, over a part of a buffer.
+type Direct struct {
+	Surface *display.Surface // with a DMABuf; it need not be there any more when PresentDirect has returned
+	Rect    image.Rectangle  // of the screen, that it covers with its upper left part, all opaque
+	Damage  []image.Rectangle
+}
+
+// Director is an Output that may show a guest's picture without a copy. There is more to it than one can ask for beforehand:
+// a driver says by trying.
+type Director interface {
+	// PresentDirect is Present with a picture over b, which is seen where d.Rect is not. d.Damage is what of the picture has
+	// changed since it was presented last, in pixels of the screen; none is all of it. It is ErrNoDirect if it cannot be done
+	// now, and then nothing has changed. What the guest draws afterwards may be on the screen at once. A Present ends it.
+	PresentDirect(b *Buffer, damage []image.Rectangle, d Direct) error
 }
 
 // Output shows pictures. Its methods are called by one goroutine, the compositor's for this output.

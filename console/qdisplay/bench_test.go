@@ -132,7 +132,7 @@ func TestHotPathsAllocateNothing(t *testing.T) {
 	_, show := framesRig(t, true, false)
 	_, copied := framesRig(t, false, true)
 	key := [2][]hid.Event{{{Type: hid.EVKey, Code: 30, Value: 1}}, {{Type: hid.EVKey, Code: 30, Value: 0}}}
-	move := []hid.Event{{Type: hid.EVAbs, Code: absX, Value: 5}, {Type: hid.EVAbs, Code: absY, Value: 6}}
+	move := []hid.Event{{Type: hid.EVAbs, Code: hid.AbsX, Value: 5}, {Type: hid.EVAbs, Code: hid.AbsY, Value: 6}}
 	for name, f := range map[string]func(){
 		"a key": func() {
 			in.Send(key[0])

@@ -36,12 +36,18 @@ func pixmanCode(f display.Format) uint32 {
 	return 0
 }
 
+// formats are all that there are.
+var formats = [...]display.Format{
+	display.XRGB8888, display.ARGB8888, display.XBGR8888, display.ABGR8888,
+	display.RGBX8888, display.RGBA8888, display.BGRX8888, display.BGRA8888,
+}
+
+// modifierLinear is DRM_FORMAT_MOD_LINEAR: pixels lie in rows, one behind the other.
+const modifierLinear = 0
+
 // formatOf is the inverse of pixmanCode.
 func formatOf(code uint32) (display.Format, bool) {
-	for _, f := range [...]display.Format{
-		display.XRGB8888, display.ARGB8888, display.XBGR8888, display.ABGR8888,
-		display.RGBX8888, display.RGBA8888, display.BGRX8888, display.BGRA8888,
-	} {
+	for _, f := range formats {
 		if pixmanCode(f) == code {
 			return f, true
 		}

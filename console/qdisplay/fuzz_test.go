@@ -145,6 +145,12 @@ func FuzzListenerMessage(f *testing.F) {
 	f.Add(wire(f, pathListener, ifaceMap, "ScanoutMap", "huuuuu", n(0, 0, 4, 4, 16, 0x20020888)), true)
 	f.Add(wire(f, pathListener, ifaceMap, "UpdateMap", "iiii", n(0, 0, 4, 4)), false)
 	f.Add(wire(f, pathListener, ifaceProperties, "Get", "ss", func(e *peer.Encoder) { e.Str(ifaceListener); e.Str("Interfaces") }), false)
+	buf := wire(f, pathListener, ifaceListener, "ScanoutDMABUF", "huuuutb", func(e *peer.Encoder) {
+		n(0, 4, 4, 16, uint32(display.XRGB8888))(e)
+		e.Uint64(modifierLinear)
+		e.Bool(true)
+	})
+	f.Add(append(buf, wire(f, pathListener, ifaceListener, "UpdateDMABUF", "iiii", n(0, 0, 4, 4))...), true)
 	mem, _ := newMemfd(f, 4096, true)
 	f.Fuzz(func(t *testing.T, in []byte, file bool) {
 		a, b := socketpair(t)
@@ -161,6 +167,7 @@ func FuzzListenerMessage(f *testing.F) {
 			io.Copy(io.Discard, a)
 		}()
 		r := newReceiver(&Client{sizes: make(map[uint32]size)}, 0, &shown{}, ReceiverConfig{MaxBytes: 1 << 20})
+		r.bufSize = anyFile
 		if err := r.connect(b); err != nil {
 			t.Fatal(err)
 		}
@@ -208,19 +215,19 @@ func FuzzSender(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		c := &Client{done: make(chan struct{}), sizes: make(map[uint32]size), closing: true}
 		s := c.Sender(0)
-		down := keySet{}
+		down := hid.Keys{}
 		var fingers [maxSlots]bool
 		check := func() {
 			for s.next() {
 				for _, a := range s.out {
 					switch a.kind {
 					case keyPress, buttonPress:
-						down.add(code(a))
+						down.Set(code(a), true)
 					case keyRelease, buttonRelease:
-						if c := code(a); c != 0 && !down.has(c) {
+						if c := code(a); c != 0 && !down.Has(c) {
 							t.Fatalf("key %d is released and was not pressed", c)
 						}
-						down.remove(code(a))
+						down.Set(code(a), false)
 					case fingerDown, fingerUp:
 						if on := a.kind == fingerDown; fingers[a.slot] == on {
 							t.Fatalf("finger %d touches: %v, again", a.slot, on)
@@ -230,16 +237,16 @@ func FuzzSender(f *testing.F) {
 				}
 			}
 		}
-		var held keySet
+		var held hid.Keys
 		for ; len(in) >= 4; in = in[4:] {
 			e := hid.Event{Type: uint16(in[0]), Code: uint16(in[1]) | uint16(in[2]&3)<<8, Value: int32(int8(in[3]))}
 			s.Send([]hid.Event{e})
 			if _, ok := press(e.Code); ok && e.Type == hid.EVKey {
 				switch e.Value {
 				case 0:
-					held.remove(e.Code)
+					held.Set(e.Code, false)
 				case 1:
-					held.add(e.Code)
+					held.Set(e.Code, true)
 				}
 			}
 			if in[2]&0x80 != 0 {
@@ -247,8 +254,8 @@ func FuzzSender(f *testing.F) {
 			}
 		}
 		check()
-		for code := range uint16(keyMax + 1) {
-			if down.has(code) && !held.has(code) && code != 0 {
+		for code := range uint16(hid.KeyMax + 1) {
+			if down.Has(code) && !held.Has(code) && code != 0 {
 				t.Errorf("key %d stays pressed", code)
 			}
 		}

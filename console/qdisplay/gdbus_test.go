@@ -166,7 +166,7 @@ func TestGDBus(t *testing.T) {
 	c.expect("refused", `{"error": "org.freedesktop.DBus.Error.InvalidArgs"}`)
 	want := [][]hid.Event{
 		{{Type: hid.EVKey, Code: 30, Value: 1}}, {{Type: hid.EVKey, Code: 30, Value: 0}},
-		{{Type: hid.EVAbs, Code: absX, Value: hid.AbsMax}, {Type: hid.EVAbs, Code: absY, Value: 0}},
+		{{Type: hid.EVAbs, Code: hid.AbsX, Value: hid.AbsMax}, {Type: hid.EVAbs, Code: hid.AbsY, Value: 0}},
 	}
 	if diff := cmp.Diff(want, g.input.taken()); diff != "" {
 		t.Error(diff)

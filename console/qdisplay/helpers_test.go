@@ -193,7 +193,7 @@ func (s *shown) off() bool {
 	return s.surface == nil
 }
 
-// newMemfd returns a file in memory, sealed against shrinking or not, and what is in it.
+// newMemfd returns a file in memory, sealed as a card seals its own or not, and what is in it.
 func newMemfd(t testing.TB, size int, sealed bool) (*os.File, []byte) {
 	t.Helper()
 	fd, err := unix.MemfdCreate("surface", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -205,16 +205,16 @@ func newMemfd(t testing.TB, size int, sealed bool) (*os.File, []byte) {
 	if err := f.Truncate(int64(size)); err != nil {
 		t.Fatal(err)
 	}
-	if sealed {
-		if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK); err != nil {
-			t.Fatal(err)
-		}
-	}
 	mem, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Munmap(mem) })
+	if sealed {
+		if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_FUTURE_WRITE); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return f, mem
 }
 

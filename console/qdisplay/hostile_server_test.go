@@ -1,6 +1,7 @@
 package qdisplay
 
 import (
+	"bytes"
 	"fmt"
 	"image"
 	"math"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/console/qdisplay/peer"
 	"github.com/lodgehv/lodge/hid"
@@ -62,11 +64,18 @@ func fakeVMM(t testing.TB) (*Client, <-chan *peer.Conn) {
 }
 
 // hostileVMM returns a receiver, what it shows, and the server's end of its connection.
-func hostileVMM(t testing.TB, cfg ReceiverConfig) (*shown, *Receiver, *peer.Conn) {
+func hostileVMM(t testing.TB, cfg ReceiverConfig, change ...func(*Receiver)) (*shown, *Receiver, *peer.Conn) {
 	t.Helper()
 	c, listeners := fakeVMM(t)
 	s := &shown{}
-	r, err := c.Listen(t.Context(), 0, s, cfg)
+	r := newReceiver(c, 0, s, cfg)
+	for _, f := range change {
+		f(r)
+	}
+	sock, err := c.register(t.Context(), 0)
+	if err == nil {
+		err = r.connect(sock)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,16 +187,7 @@ func TestReceiverRefuses(t *testing.T) {
 		{"large map", ifaceMap, "ScanoutMap", "huuuuu", maps(0, 16384, 16384, 65536, xrgb), mem, peer.ErrLimitsExceeded},
 		{"format of a map", ifaceMap, "ScanoutMap", "huuuuu", maps(0, 10, 10, 40, 0), mem, errUnsupported},
 
-		{"a DMABUF", ifaceListener, "ScanoutDMABUF", "huuuutb", func(e *peer.Encoder) {
-			e.Uint32(0)
-			scanoutArgs := []uint32{10, 10, 40, xrgb}
-			for _, v := range scanoutArgs {
-				e.Uint32(v)
-			}
-			e.Uint64(0)
-			e.Bool(true)
-		}, mem, peer.ErrNotSupported},
-		{"update of a DMABUF", ifaceListener, "UpdateDMABUF", "iiii", rect(0, 0, 1, 1), nil, peer.ErrNotSupported},
+		{"update of a DMABUF", ifaceListener, "UpdateDMABUF", "iiii", rect(0, 0, 1, 1), nil, errInvalid},
 		{"unknown method", ifaceListener, "Explode", "", nil, nil, peer.ErrUnknownMethod},
 	}
 	s, r, vmm := hostileVMM(t, ReceiverConfig{})
@@ -264,6 +264,68 @@ func TestMapTruncated(t *testing.T) {
 	part := func(e *peer.Encoder) { e.Int32(1); e.Int32(30); e.Int32(2); e.Int32(2) }
 	if err := call(t, vmm, pathListener, ifaceMap, "UpdateMap", "iiii", part); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Memory that is cut off while we look at it, and sealed only then, is not mapped: reading it would kill us.
+func TestSealedTooLate(t *testing.T) {
+	f, _ := newMemfd(t, 64*64*4, false)
+	s := &display.Surface{Width: 64, Height: 64, Stride: 256, Format: display.XRGB8888}
+	key, sealed, err := identify(f, 0, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK); err != nil {
+		t.Fatal(err)
+	}
+	m, err := newMapping(duplicate(f), key, sealed, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	if m.mem != nil {
+		t.Error("it is mapped")
+	}
+}
+
+// A large picture is taken in bands: whoever draws the screen gets at it meanwhile, and does not wait for all of it.
+func TestLargePictureIsNotLocked(t *testing.T) {
+	const size = 2048
+	from := &display.Surface{Width: size, Height: size, Stride: 4 * size, Pixels: bytes.Repeat([]byte{1}, 4*size*size)}
+	to := &display.Surface{Width: size, Height: size, Stride: 4 * size, Pixels: make([]byte, 4*size*size)}
+	f, mem := newMemfd(t, len(from.Pixels), false)
+	copy(mem, from.Pixels)
+	m := &mapping{surface: to, file: f}
+	for name, fill := range map[string]func(){
+		"blit": func() { blit(to, to.Bounds(), from) },
+		"copy": func() {
+			if err := m.copy(to.Bounds()); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		clear(to.Pixels)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			fill()
+		}()
+		between := 0 // looks at a picture of which a part is there
+		for last := byte(0); last == 0; {
+			to.Mu.RLock()
+			last = to.Pixels[len(to.Pixels)-1]
+			if to.Pixels[0] != last {
+				between++
+			}
+			to.Mu.RUnlock()
+		}
+		if between == 0 {
+			t.Errorf("%s has kept the picture locked", name)
+		}
+		<-done
 	}
 }
 

@@ -7,30 +7,6 @@ import (
 	"github.com/lodgehv/lodge/hid"
 )
 
-// Codes of events (Linux, include/uapi/linux/input-event-codes.h).
-const (
-	keyMax = 0x2ff
-
-	btnLeft   = 0x110
-	btnRight  = 0x111
-	btnMiddle = 0x112
-	btnSide   = 0x113
-	btnExtra  = 0x114
-	btnTouch  = 0x14a
-
-	relX      = 0x00
-	relY      = 0x01
-	relHWheel = 0x06
-	relWheel  = 0x08
-
-	absX            = 0x00
-	absY            = 0x01
-	absMTSlot       = 0x2f
-	absMTPositionX  = 0x35
-	absMTPositionY  = 0x36
-	absMTTrackingID = 0x39
-)
-
 // Buttons of Mouse (QEMU, qapi/ui.json, InputButton): the wheels are buttons too.
 const (
 	buttonLeft = iota
@@ -48,30 +24,23 @@ const (
 func buttonCode(button uint32) uint16 {
 	switch button {
 	case buttonLeft:
-		return btnLeft
+		return hid.BtnLeft
 	case buttonMiddle:
-		return btnMiddle
+		return hid.BtnMiddle
 	case buttonRight:
-		return btnRight
+		return hid.BtnRight
 	case buttonSide:
-		return btnSide
+		return hid.BtnSide
 	case buttonExtra:
-		return btnExtra
+		return hid.BtnExtra
 	}
 	return 0
 }
 
-// keySet is a set of evdev's keys and buttons.
-type keySet [(keyMax + 1 + 63) / 64]uint64
-
-func (s *keySet) has(code uint16) bool { return code <= keyMax && s[code/64]>>(code%64)&1 != 0 }
-func (s *keySet) add(code uint16)      { s[code/64] |= 1 << (code % 64) }
-func (s *keySet) remove(code uint16)   { s[code/64] &^= 1 << (code % 64) }
-
 // input turns a client's calls into batches. It knows what the client holds: that is released when the client goes.
 type input struct {
 	server *Server
-	held   keySet
+	held   hid.Keys
 	slots  [maxSlots]bool // fingers on the screen
 	serial int32          // of fingers
 	batch  [6]hid.Event
@@ -91,14 +60,14 @@ func (in *input) send(events ...hid.Event) {
 // hold presses or releases a key or button. One that is held already repeats.
 func (in *input) hold(code uint16, down bool) {
 	e := hid.Event{Type: hid.EVKey, Code: code}
-	switch held := in.held.has(code); {
+	switch held := in.held.Has(code); {
 	case down && held:
 		e.Value = 2
 	case down:
 		e.Value = 1
-		in.held.add(code)
+		in.held.Set(code, true)
 	case held:
-		in.held.remove(code)
+		in.held.Set(code, false)
 	default:
 		return
 	}
@@ -107,8 +76,8 @@ func (in *input) hold(code uint16, down bool) {
 
 // releaseAll lets go of what is held.
 func (in *input) releaseAll() {
-	for code := range uint16(keyMax + 1) {
-		if in.held.has(code) && code != btnTouch {
+	for code := range in.held.All() {
+		if code != hid.BtnTouch {
 			in.hold(code, false)
 		}
 	}
@@ -140,13 +109,13 @@ func (in *input) button(d *peer.Decoder, down bool) error {
 	wheel := hid.Event{Type: hid.EVRel}
 	switch n {
 	case buttonWheelUp:
-		wheel.Code, wheel.Value = relWheel, 1
+		wheel.Code, wheel.Value = hid.RelWheel, 1
 	case buttonWheelDown:
-		wheel.Code, wheel.Value = relWheel, -1
+		wheel.Code, wheel.Value = hid.RelWheel, -1
 	case buttonWheelLeft:
-		wheel.Code, wheel.Value = relHWheel, -1
+		wheel.Code, wheel.Value = hid.RelHWheel, -1
 	case buttonWheelRight:
-		wheel.Code, wheel.Value = relHWheel, 1
+		wheel.Code, wheel.Value = hid.RelHWheel, 1
 	default:
 		code := buttonCode(n)
 		if code == 0 {
@@ -175,8 +144,8 @@ func (in *input) position(con *console, d *peer.Decoder) error {
 		return failf(errInvalid, "the position %d, %d is outside of %d×%d", x, y, w, h)
 	}
 	in.send(
-		hid.Event{Type: hid.EVAbs, Code: absX, Value: toAbs(float64(x), w)},
-		hid.Event{Type: hid.EVAbs, Code: absY, Value: toAbs(float64(y), h)})
+		hid.Event{Type: hid.EVAbs, Code: hid.AbsX, Value: toAbs(float64(x), w)},
+		hid.Event{Type: hid.EVAbs, Code: hid.AbsY, Value: toAbs(float64(y), h)})
 	return nil
 }
 
@@ -189,7 +158,7 @@ func (in *input) motion(d *peer.Decoder) error {
 	if in.server.pointer != nil && in.server.absolute() {
 		return failf(errInvalid, "the mouse is not relative")
 	}
-	x, y := hid.Event{Type: hid.EVRel, Code: relX, Value: dx}, hid.Event{Type: hid.EVRel, Code: relY, Value: dy}
+	x, y := hid.Event{Type: hid.EVRel, Code: hid.RelX, Value: dx}, hid.Event{Type: hid.EVRel, Code: hid.RelY, Value: dy}
 	switch {
 	case dx != 0 && dy != 0:
 		in.send(x, y)
@@ -215,16 +184,16 @@ func (in *input) touch(con *console, d *peer.Decoder) error {
 		return failf(errInvalid, "the position %g, %g is outside of %d×%d", x, y, w, h)
 	}
 	events := []hid.Event{
-		{Type: hid.EVAbs, Code: absMTSlot, Value: int32(slot)},
-		{Type: hid.EVAbs, Code: absMTPositionX, Value: toAbs(x, w)},
-		{Type: hid.EVAbs, Code: absMTPositionY, Value: toAbs(y, h)},
+		{Type: hid.EVAbs, Code: hid.AbsMTSlot, Value: int32(slot)},
+		{Type: hid.EVAbs, Code: hid.AbsMTPositionX, Value: toAbs(x, w)},
+		{Type: hid.EVAbs, Code: hid.AbsMTPositionY, Value: toAbs(y, h)},
 	}
 	switch {
 	case kind == touchBegin && !in.slots[slot]:
 		in.serial = (in.serial + 1) & 0xffff
-		events = append(events, hid.Event{Type: hid.EVAbs, Code: absMTTrackingID, Value: in.serial})
+		events = append(events, hid.Event{Type: hid.EVAbs, Code: hid.AbsMTTrackingID, Value: in.serial})
 		if !in.touching() {
-			events = append(events, hid.Event{Type: hid.EVKey, Code: btnTouch, Value: 1})
+			events = append(events, hid.Event{Type: hid.EVKey, Code: hid.BtnTouch, Value: 1})
 		}
 		in.slots[slot] = true
 		in.send(events...)
@@ -245,11 +214,11 @@ func (in *input) lift(slot int) {
 	}
 	in.slots[slot] = false
 	events := []hid.Event{
-		{Type: hid.EVAbs, Code: absMTSlot, Value: int32(slot)},
-		{Type: hid.EVAbs, Code: absMTTrackingID, Value: -1},
+		{Type: hid.EVAbs, Code: hid.AbsMTSlot, Value: int32(slot)},
+		{Type: hid.EVAbs, Code: hid.AbsMTTrackingID, Value: -1},
 	}
 	if !in.touching() {
-		events = append(events, hid.Event{Type: hid.EVKey, Code: btnTouch, Value: 0})
+		events = append(events, hid.Event{Type: hid.EVKey, Code: hid.BtnTouch, Value: 0})
 	}
 	in.send(events...)
 }

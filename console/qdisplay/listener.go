@@ -29,8 +29,9 @@ const (
 // and waits for the answers. What happens meanwhile is joined: one who is slow gets fewer and larger updates, and of several
 // scanouts the last.
 type listener struct {
-	conn *peer.Conn
-	maps bool // it takes shared memory
+	conn  *peer.Conn
+	files bool // descriptors can be sent to it
+	maps  bool // it takes shared memory
 
 	wake chan struct{}
 
@@ -42,7 +43,8 @@ type listener struct {
 	shown  *display.Surface
 
 	// Of the goroutine that tells.
-	mapped  bool // the listener has the surface as shared memory
+	how     transfer // the listener has the surface
+	noBuf   bool     // it does not take dmabufs
 	body    peer.Encoder
 	header  peer.Header
 	answers chan peer.Reply
@@ -56,12 +58,32 @@ type news struct {
 	scanout bool             // surface is new
 	surface *display.Surface // what is shown
 	file    *os.File         // a duplicate of its file, or nil; whoever takes the news closes it
+	buf     *os.File         // of its dmabuf, likewise
 	damage  damage
 	define  bool // cursor is new
 	cursor  *display.Cursor
 	moved   bool // at or the cursor is new
 	at      image.Point
 }
+
+// close closes the files.
+func (n *news) close() {
+	for _, f := range []*os.File{n.file, n.buf} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	n.file, n.buf = nil, nil
+}
+
+// transfer is how a listener has a surface.
+type transfer uint8
+
+const (
+	byBytes  transfer = iota
+	byMap             // as shared memory
+	byDMABuf          // as memory that drivers share
+)
 
 // serveListener makes a listener of a socket and tells it what screen shows until it goes, or leaves something unanswered for
 // too long. It takes the socket over.
@@ -79,6 +101,7 @@ func serveListener(screen *display.Screen, sock *net.UnixConn, timeout time.Dura
 	})
 	l := &listener{
 		conn:    conn,
+		files:   conn.SupportsFDs(),
 		maps:    conn.SupportsFDs() && takesMaps(conn, timeout),
 		wake:    make(chan struct{}, 1),
 		answers: make(chan peer.Reply, window),
@@ -89,9 +112,7 @@ func serveListener(screen *display.Screen, sock *net.UnixConn, timeout time.Dura
 	err = l.run(ended)
 	conn.Close()
 	detach()
-	if l.news.file != nil {
-		l.news.file.Close()
-	}
+	l.news.close()
 	l.timer.Stop()
 	wg.Wait()
 	if serveErr != nil { // the reason of what else failed
@@ -122,18 +143,19 @@ func takesMaps(conn *peer.Conn, timeout time.Duration) bool {
 
 // Scanout notes a new surface. It waits until no pixel of the old one is being copied, which are some at a time.
 func (l *listener) Scanout(s *display.Surface) {
-	var file *os.File
+	var file, buf *os.File
 	if l.maps && s != nil && s.File != nil && s.Offset >= 0 && s.Offset <= math.MaxUint32 {
 		file = duplicate(s.File)
+	}
+	if l.files && s != nil && s.DMABuf != nil {
+		buf = duplicate(s.DMABuf)
 	}
 	l.pixels.Lock()
 	l.shown = s
 	l.pixels.Unlock()
 	l.mu.Lock()
-	if l.news.file != nil {
-		l.news.file.Close()
-	}
-	l.news.scanout, l.news.surface, l.news.file = true, s, file
+	l.news.close()
+	l.news.scanout, l.news.surface, l.news.file, l.news.buf = true, s, file, buf
 	l.news.damage.n = 0
 	l.mu.Unlock()
 	l.ring()
@@ -196,13 +218,11 @@ func (l *listener) run(ended <-chan struct{}) error {
 		}
 		l.mu.Lock()
 		n := l.news
-		l.news.scanout, l.news.file, l.news.define, l.news.moved = false, nil, false, false
+		l.news.scanout, l.news.file, l.news.buf, l.news.define, l.news.moved = false, nil, nil, false, false
 		l.news.damage.n = 0
 		l.mu.Unlock()
 		err := l.tell(&n)
-		if n.file != nil {
-			n.file.Close()
-		}
+		n.close()
 		for err == nil && l.waiting > 0 {
 			_, err = l.await()
 		}
@@ -245,29 +265,44 @@ func (l *listener) tell(n *news) error {
 	return nil
 }
 
-// scanout tells of a surface: as shared memory if that can be, else as bytes.
+// scanout tells of a surface: as a dmabuf or shared memory if that can be, else as bytes.
 func (l *listener) scanout(n *news) error {
 	s := n.surface
-	l.mapped = false
+	l.how = byBytes
 	l.body.Reset()
 	if s == nil {
 		return l.call(ifaceListener, "Disable", "")
+	}
+	if n.buf != nil && !l.noBuf {
+		l.body.Uint32(0) // the first descriptor
+		for _, v := range [...]int{s.Width, s.Height, s.Stride} {
+			l.body.Uint32(uint32(v))
+		}
+		l.body.Uint32(uint32(s.Format))
+		l.body.Uint64(modifierLinear)
+		l.body.Bool(false) // as QEMU says of pictures that begin with their top row
+		ok, err := l.ask(ifaceListener, "ScanoutDMABUF", "huuuutb", n.buf)
+		if err != nil {
+			return err
+		}
+		if ok {
+			l.how = byDMABuf
+			return nil
+		}
+		l.noBuf = true
+		l.body.Reset()
 	}
 	if n.file != nil {
 		l.body.Uint32(0) // the first descriptor
 		l.body.Uint32(uint32(s.Offset))
 		l.surface(s.Width, s.Height, s.Stride, s.Format)
-		for l.waiting > 0 { // the next answer is to be that of this call
-			if _, err := l.await(); err != nil {
-				return err
-			}
-		}
-		if err := l.call(ifaceMap, "ScanoutMap", "huuuuu", int(n.file.Fd())); err != nil {
+		ok, err := l.ask(ifaceMap, "ScanoutMap", "huuuuu", n.file)
+		if err != nil {
 			return err
 		}
-		ok, err := l.await()
-		if l.mapped = ok; ok || err != nil {
-			return err
+		if ok {
+			l.how = byMap
+			return nil
 		}
 		l.body.Reset() // one who cannot map this may take the bytes
 	}
@@ -279,6 +314,19 @@ func (l *listener) scanout(n *news) error {
 		return nil // there is another scanout
 	}
 	return l.call(ifaceListener, "Scanout", "uuuuay")
+}
+
+// ask sends l.body with a file, waits for the answer, and reports whether it was taken.
+func (l *listener) ask(iface, member, sig string, f *os.File) (ok bool, err error) {
+	for l.waiting > 0 { // the next answer is to be that of this call
+		if _, err := l.await(); err != nil {
+			return false, err
+		}
+	}
+	if err := l.call(iface, member, sig, int(f.Fd())); err != nil {
+		return false, err
+	}
+	return l.await()
 }
 
 // surface encodes the geometry of a picture.
@@ -296,7 +344,10 @@ func (l *listener) update(s *display.Surface, r image.Rectangle) error {
 	l.body.Int32(int32(r.Min.Y))
 	l.body.Int32(int32(r.Dx()))
 	l.body.Int32(int32(r.Dy()))
-	if l.mapped {
+	switch l.how {
+	case byDMABuf:
+		return l.call(ifaceListener, "UpdateDMABUF", "iiii")
+	case byMap:
 		return l.call(ifaceMap, "UpdateMap", "iiii")
 	}
 	if s == nil || s.Width*s.Height*display.BytesPerPixel > maxBlob {
@@ -316,7 +367,7 @@ func (l *listener) copy(s *display.Surface, r image.Rectangle) bool {
 	out := l.body.Blob(row * r.Dy())
 	band := max(1, copyBand/row)
 	for y := r.Min.Y; y < r.Max.Y; y += band {
-		s.Mu.RLock() // first: a device may hold it while it calls Scanout
+		s.BeginRead() // first: a device may hold it while it calls Scanout
 		l.pixels.Lock()
 		shown := l.shown == s
 		if shown {
@@ -327,7 +378,7 @@ func (l *listener) copy(s *display.Surface, r image.Rectangle) bool {
 			}
 		}
 		l.pixels.Unlock()
-		s.Mu.RUnlock()
+		s.EndRead()
 		if !shown {
 			return false
 		}

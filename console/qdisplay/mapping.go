@@ -19,6 +19,7 @@ type mapping struct {
 	surface *display.Surface
 	file    *os.File
 	mem     []byte // what is mapped; nil if it is copied
+	buf     bool   // file is a dmabuf
 }
 
 // mapKey tells mappings apart: a guest that draws into two surfaces in turn has the same two mapped all the time.
@@ -30,36 +31,34 @@ type mapKey struct {
 }
 
 // identify checks that a file is memory (a memfd, or a file on a tmpfs: reading and mapping it waits for nobody) and that
-// the surface lies within it.
-func identify(f *os.File, offset uint32, s *display.Surface) (mapKey, error) {
-	fd := int(f.Fd())
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0); err != nil {
-		return mapKey{}, errors.New("it is no memfd")
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return mapKey{}, os.NewSyscallError("fstat", err)
-	}
-	if end := uint64(offset) + need(s); st.Size < 0 || end > uint64(st.Size) {
-		return mapKey{}, fmt.Errorf("the picture ends at byte %d of %d", end, st.Size)
-	}
-	return mapKey{st.Dev, st.Ino, offset, s.Width, s.Height, s.Stride, s.Format}, nil
-}
-
-// newMapping maps or copies s, which identify has found in f. It takes f over.
-func newMapping(f *os.File, key mapKey, s *display.Surface) (*mapping, error) {
-	m := &mapping{key: key, surface: s, file: f}
+// the surface lies within it. sealed says that it always will: the seals are looked at before the size, or the file could be
+// cut off between the two and sealed then.
+func identify(f *os.File, offset uint32, s *display.Surface) (key mapKey, sealed bool, err error) {
 	fd := int(f.Fd())
 	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil {
-		f.Close()
-		return nil, os.NewSyscallError("fcntl", err)
+		return mapKey{}, false, errors.New("it is no memfd")
 	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return mapKey{}, false, os.NewSyscallError("fstat", err)
+	}
+	if end := uint64(offset) + need(s); st.Size < 0 || end > uint64(st.Size) {
+		return mapKey{}, false, fmt.Errorf("the picture ends at byte %d of %d", end, st.Size)
+	}
+	return mapKey{st.Dev, st.Ino, offset, s.Width, s.Height, s.Stride, s.Format}, seals&unix.F_SEAL_SHRINK != 0, nil
+}
+
+// newMapping maps or copies s, which identify has found in f. It takes f over.
+func newMapping(f *os.File, key mapKey, sealed bool, s *display.Surface) (*mapping, error) {
+	m := &mapping{key: key, surface: s, file: f}
+	fd := int(f.Fd())
 	var fs unix.Statfs_t
 	// A hole in a file of huge pages cannot be filled if there are none left.
-	if seals&unix.F_SEAL_SHRINK != 0 && unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.TMPFS_MAGIC {
+	if sealed && unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.TMPFS_MAGIC {
 		first := int64(key.offset) &^ int64(os.Getpagesize()-1)
 		skip := int(int64(key.offset) - first)
+		var err error
 		m.mem, err = unix.Mmap(fd, first, skip+int(need(s)), unix.PROT_READ, unix.MAP_SHARED)
 		if err != nil {
 			f.Close()
@@ -77,23 +76,57 @@ func newMapping(f *os.File, key mapKey, s *display.Surface) (*mapping, error) {
 	return m, nil
 }
 
+// identifyDMABuf checks that a file is a dmabuf and that the surface lies at its beginning. size returns that of a dmabuf.
+func identifyDMABuf(f *os.File, s *display.Surface, size func(*os.File) (int64, error)) (mapKey, error) {
+	n, err := size(f)
+	if err != nil {
+		return mapKey{}, err
+	}
+	if n < 0 || need(s) > uint64(n) {
+		return mapKey{}, fmt.Errorf("the picture ends at byte %d of %d", need(s), n)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return mapKey{}, os.NewSyscallError("fstat", err)
+	}
+	return mapKey{st.Dev, st.Ino, 0, s.Width, s.Height, s.Stride, s.Format}, nil
+}
+
+// newDMABuf maps s, which identifyDMABuf has found in f. It takes f over. The memory cannot be cut off: who has a dmabuf keeps
+// its pages.
+func newDMABuf(f *os.File, key mapKey, s *display.Surface) (*mapping, error) {
+	b, err := unix.Mmap(int(f.Fd()), 0, int(need(s)), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	s.Pixels, s.DMABuf = b, f
+	return &mapping{key: key, surface: s, file: f, mem: b, buf: true}, nil
+}
+
 // copy reads a part of the surface. What has been cut off is zero.
 func (m *mapping) copy(r image.Rectangle) error {
 	s := m.surface
-	s.Mu.Lock()
-	defer s.Mu.Unlock()
-	rows, row := r.Dy(), r.Dx()*display.BytesPerPixel
-	if r.Dx() == s.Width { // in one go
-		rows, row = 1, s.Stride*(r.Dy()-1)+row
+	row := r.Dx() * display.BytesPerPixel
+	whole := r.Dx() == s.Width // rows are read together, with what is between them
+	size := row
+	if whole {
+		size = s.Stride
 	}
-	for y := range rows {
-		at := (r.Min.Y+y)*s.Stride + r.Min.X*display.BytesPerPixel
-		to := s.Pixels[at : at+row]
-		n, err := m.file.ReadAt(to, int64(m.key.offset)+int64(at))
-		if err != nil && err != io.EOF {
-			return err
+	for first, end := range bands(s, size, r.Dy()) {
+		n, step := row, 1
+		if whole {
+			n, step = s.Stride*(end-first-1)+row, end-first
 		}
-		clear(to[n:])
+		for y := first; y < end; y += step {
+			at := (r.Min.Y+y)*s.Stride + r.Min.X*display.BytesPerPixel
+			to := s.Pixels[at : at+n]
+			got, err := m.file.ReadAt(to, int64(m.key.offset)+int64(at))
+			if err != nil && err != io.EOF {
+				return err
+			}
+			clear(to[got:])
+		}
 	}
 	return nil
 }

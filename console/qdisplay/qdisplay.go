@@ -7,11 +7,12 @@
 //	hid.Sink ◀─ session ◀────────Press, RelMotion…── Sender ◀─── hid.Sink
 //
 // A listener has a socket of its own, which the client makes and hands over. Frames travel as shared memory, of which only
-// the damage is told, or as bytes if one of the sides cannot do that.
+// the damage is told: a memfd or, where devices can read the guest's own memory, a dmabuf; or as bytes if one of the sides
+// cannot do that.
 //
 // The interfaces are described in QEMU's ui/dbus-display1.xml and at
-// https://www.qemu.org/docs/master/interop/dbus-display.html. Left out are the clipboard, audio and character devices, and
-// DMABUFs: display.Surface has none.
+// https://www.qemu.org/docs/master/interop/dbus-display.html. Left out are the clipboard, audio and character devices.
+// Of DMABUFs those are taken that lie as pictures in memory do: rows from top to bottom, one behind the other.
 //
 // Each side takes the other for hostile: see package peer for what bounds there are on messages.
 package qdisplay

@@ -5,6 +5,7 @@ import (
 	"image"
 	"net"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -215,50 +216,50 @@ func TestInput(t *testing.T) {
 			want: []batch{{key(1, 1)}, {key(1, 0)}}, // it is released at the end
 		},
 		"buttons": {
-			send: []batch{{key(btnLeft, 1)}, {key(btnLeft, 0)}, {key(btnMiddle, 1)}, {key(btnMiddle, 0)}, {key(btnRight, 1)}, {key(btnRight, 0)},
-				{key(btnSide, 1)}, {key(btnSide, 0)}, {key(btnExtra, 1)}, {key(btnExtra, 0)}},
-			want: []batch{{key(btnLeft, 1)}, {key(btnLeft, 0)}, {key(btnMiddle, 1)}, {key(btnMiddle, 0)}, {key(btnRight, 1)}, {key(btnRight, 0)},
-				{key(btnSide, 1)}, {key(btnSide, 0)}, {key(btnExtra, 1)}, {key(btnExtra, 0)}},
+			send: []batch{{key(hid.BtnLeft, 1)}, {key(hid.BtnLeft, 0)}, {key(hid.BtnMiddle, 1)}, {key(hid.BtnMiddle, 0)}, {key(hid.BtnRight, 1)}, {key(hid.BtnRight, 0)},
+				{key(hid.BtnSide, 1)}, {key(hid.BtnSide, 0)}, {key(hid.BtnExtra, 1)}, {key(hid.BtnExtra, 0)}},
+			want: []batch{{key(hid.BtnLeft, 1)}, {key(hid.BtnLeft, 0)}, {key(hid.BtnMiddle, 1)}, {key(hid.BtnMiddle, 0)}, {key(hid.BtnRight, 1)}, {key(hid.BtnRight, 0)},
+				{key(hid.BtnSide, 1)}, {key(hid.BtnSide, 0)}, {key(hid.BtnExtra, 1)}, {key(hid.BtnExtra, 0)}},
 		},
 		"wheels": {
-			send: []batch{{rel(relWheel, 2)}, {rel(relWheel, -1)}, {rel(relHWheel, 1)}, {rel(relHWheel, -1)}},
-			want: []batch{{rel(relWheel, 1)}, {rel(relWheel, 1)}, {rel(relWheel, -1)}, {rel(relHWheel, 1)}, {rel(relHWheel, -1)}},
+			send: []batch{{rel(hid.RelWheel, 2)}, {rel(hid.RelWheel, -1)}, {rel(hid.RelHWheel, 1)}, {rel(hid.RelHWheel, -1)}},
+			want: []batch{{rel(hid.RelWheel, 1)}, {rel(hid.RelWheel, 1)}, {rel(hid.RelWheel, -1)}, {rel(hid.RelHWheel, 1)}, {rel(hid.RelHWheel, -1)}},
 		},
 		"a relative movement": {
 			relative: true,
-			send:     []batch{{rel(relX, 5), rel(relY, -7), key(btnLeft, 1)}, {key(btnLeft, 0)}},
-			want:     []batch{{rel(relX, 5), rel(relY, -7)}, {key(btnLeft, 1)}, {key(btnLeft, 0)}},
+			send:     []batch{{rel(hid.RelX, 5), rel(hid.RelY, -7), key(hid.BtnLeft, 1)}, {key(hid.BtnLeft, 0)}},
+			want:     []batch{{rel(hid.RelX, 5), rel(hid.RelY, -7)}, {key(hid.BtnLeft, 1)}, {key(hid.BtnLeft, 0)}},
 		},
 		"an absolute position before the click": {
-			send: []batch{{key(btnLeft, 1), abs(absX, hid.AbsMax), abs(absY, 0)}, {key(btnLeft, 0)}},
-			want: []batch{{abs(absX, hid.AbsMax), abs(absY, 0)}, {key(btnLeft, 1)}, {key(btnLeft, 0)}},
+			send: []batch{{key(hid.BtnLeft, 1), abs(hid.AbsX, hid.AbsMax), abs(hid.AbsY, 0)}, {key(hid.BtnLeft, 0)}},
+			want: []batch{{abs(hid.AbsX, hid.AbsMax), abs(hid.AbsY, 0)}, {key(hid.BtnLeft, 1)}, {key(hid.BtnLeft, 0)}},
 		},
 		"the wrong movements": {
-			send: []batch{{rel(relX, 5)}, {key(30, 1)}, {key(30, 0)}},
+			send: []batch{{rel(hid.RelX, 5)}, {key(30, 1)}, {key(30, 0)}},
 			want: []batch{{key(30, 1)}, {key(30, 0)}},
 		},
 		"fingers": {
 			send: []batch{
-				{abs(absMTSlot, 0), abs(absMTTrackingID, 77), abs(absMTPositionX, 0), abs(absMTPositionY, hid.AbsMax)},
-				{abs(absMTSlot, 3), abs(absMTTrackingID, 78), abs(absMTPositionX, hid.AbsMax), abs(absMTPositionY, 0)},
-				{abs(absMTPositionX, 0)},
-				{abs(absMTSlot, 0), abs(absMTTrackingID, -1), abs(absMTSlot, 3), abs(absMTTrackingID, -1)},
-				{abs(absMTSlot, 99), abs(absMTTrackingID, 4)},
+				{abs(hid.AbsMTSlot, 0), abs(hid.AbsMTTrackingID, 77), abs(hid.AbsMTPositionX, 0), abs(hid.AbsMTPositionY, hid.AbsMax)},
+				{abs(hid.AbsMTSlot, 3), abs(hid.AbsMTTrackingID, 78), abs(hid.AbsMTPositionX, hid.AbsMax), abs(hid.AbsMTPositionY, 0)},
+				{abs(hid.AbsMTPositionX, 0)},
+				{abs(hid.AbsMTSlot, 0), abs(hid.AbsMTTrackingID, -1), abs(hid.AbsMTSlot, 3), abs(hid.AbsMTTrackingID, -1)},
+				{abs(hid.AbsMTSlot, 99), abs(hid.AbsMTTrackingID, 4)},
 			},
 			want: []batch{
-				{abs(absMTSlot, 0), abs(absMTPositionX, 0), abs(absMTPositionY, hid.AbsMax), abs(absMTTrackingID, 1), key(btnTouch, 1)},
-				{abs(absMTSlot, 3), abs(absMTPositionX, hid.AbsMax), abs(absMTPositionY, 0), abs(absMTTrackingID, 2)},
-				{abs(absMTSlot, 3), abs(absMTPositionX, 0), abs(absMTPositionY, 0)},
-				{abs(absMTSlot, 0), abs(absMTTrackingID, -1)},
-				{abs(absMTSlot, 3), abs(absMTTrackingID, -1), key(btnTouch, 0)},
+				{abs(hid.AbsMTSlot, 0), abs(hid.AbsMTPositionX, 0), abs(hid.AbsMTPositionY, hid.AbsMax), abs(hid.AbsMTTrackingID, 1), key(hid.BtnTouch, 1)},
+				{abs(hid.AbsMTSlot, 3), abs(hid.AbsMTPositionX, hid.AbsMax), abs(hid.AbsMTPositionY, 0), abs(hid.AbsMTTrackingID, 2)},
+				{abs(hid.AbsMTSlot, 3), abs(hid.AbsMTPositionX, 0), abs(hid.AbsMTPositionY, 0)},
+				{abs(hid.AbsMTSlot, 0), abs(hid.AbsMTTrackingID, -1)},
+				{abs(hid.AbsMTSlot, 3), abs(hid.AbsMTTrackingID, -1), key(hid.BtnTouch, 0)},
 			},
 		},
 		"held when the seat goes": {
-			send: []batch{{key(30, 1)}, {key(btnLeft, 1)}, {abs(absMTSlot, 1), abs(absMTTrackingID, 7)}},
-			want: []batch{{key(30, 1)}, {key(btnLeft, 1)},
-				{abs(absMTSlot, 1), abs(absMTPositionX, 0), abs(absMTPositionY, 0), abs(absMTTrackingID, 1), key(btnTouch, 1)},
-				{key(30, 0)}, {key(btnLeft, 0)},
-				{abs(absMTSlot, 1), abs(absMTTrackingID, -1), key(btnTouch, 0)}},
+			send: []batch{{key(30, 1)}, {key(hid.BtnLeft, 1)}, {abs(hid.AbsMTSlot, 1), abs(hid.AbsMTTrackingID, 7)}},
+			want: []batch{{key(30, 1)}, {key(hid.BtnLeft, 1)},
+				{abs(hid.AbsMTSlot, 1), abs(hid.AbsMTPositionX, 0), abs(hid.AbsMTPositionY, 0), abs(hid.AbsMTTrackingID, 1), key(hid.BtnTouch, 1)},
+				{key(30, 0)}, {key(hid.BtnLeft, 0)},
+				{abs(hid.AbsMTSlot, 1), abs(hid.AbsMTTrackingID, -1), key(hid.BtnTouch, 0)}},
 		},
 	}
 	for name, tt := range tests {
@@ -306,20 +307,20 @@ func TestSenderOverflow(t *testing.T) {
 	s.Send(key(30, 0)) // dropped
 	s.Send(key(32, 1)) // dropped, and its release too
 	s.Send(key(32, 0))
-	down := keySet{}
+	down := hid.Keys{}
 	for s.next() {
 		for _, a := range s.out {
 			if a.kind == keyPress {
-				down.add(code(a))
+				down.Set(code(a), true)
 			} else {
-				if !down.has(code(a)) {
+				if !down.Has(code(a)) {
 					t.Errorf("key %d is released and was not pressed", code(a))
 				}
-				down.remove(code(a))
+				down.Set(code(a), false)
 			}
 		}
 	}
-	if down != (keySet{}) {
+	if down != (hid.Keys{}) {
 		t.Errorf("keys stay pressed: %x", down)
 	}
 	s.Send(key(33, 1))
@@ -328,7 +329,7 @@ func TestSenderOverflow(t *testing.T) {
 	}
 	// Movements that cannot be sent yet are joined.
 	for range 10 * maxActions {
-		s.Send([]hid.Event{{Type: hid.EVRel, Code: relX, Value: 1}})
+		s.Send([]hid.Event{{Type: hid.EVRel, Code: hid.RelX, Value: 1}})
 	}
 	if s.next(); len(s.out) != 1 || s.out[0].a != 10*maxActions {
 		t.Errorf("the movement is %v", s.out)
@@ -395,7 +396,7 @@ func TestSetMonitor(t *testing.T) {
 }
 
 func TestQnum(t *testing.T) {
-	for key := range uint16(keyMax + 1) {
+	for key := range uint16(hid.KeyMax + 1) {
 		n, ok := qnumOfKey(key)
 		if !ok {
 			continue
@@ -447,4 +448,25 @@ func TestScale(t *testing.T) {
 	if toAbs(639, 640) != hid.AbsMax || toPixel(hid.AbsMax+5, 640) != 639 || toPixel(-1, 640) != 0 {
 		t.Error("an edge is not at the edge")
 	}
+}
+
+// A server without listeners does not have the device draw.
+func TestNobodyLooks(t *testing.T) {
+	g := newGuest(t)
+	var watched atomic.Bool
+	t.Cleanup(g.screen.OnWatch(watched.Store, func() {}))
+	c := g.client(t, ClientConfig{})
+	if _, err := c.Console(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if watched.Load() {
+		t.Error("the device draws for a client that does not look")
+	}
+	r, err := c.Listen(t.Context(), 0, &shown{}, ReceiverConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the device draws for a listener", watched.Load)
+	r.Close()
+	eventually(t, "it does not any more", func() bool { return !watched.Load() })
 }

@@ -144,7 +144,7 @@ func TestQEMU(t *testing.T) {
 	if !errors.As(err, &refused) || refused.Name != errUnsupported { // a VGA in text mode cannot be resized
 		t.Errorf("a monitor for a VGA: %v", err)
 	}
-	in.Send([]hid.Event{{Type: hid.EVRel, Code: relX, Value: 3}, {Type: hid.EVKey, Code: btnLeft, Value: 1}})
+	in.Send([]hid.Event{{Type: hid.EVRel, Code: hid.RelX, Value: 3}, {Type: hid.EVKey, Code: hid.BtnLeft, Value: 1}})
 	if _, err := c.Console(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}

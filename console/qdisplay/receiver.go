@@ -5,10 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"image"
+	"iter"
 	"net"
+	"os"
+	"slices"
 
 	"github.com/lodgehv/lodge/console/qdisplay/peer"
 	"github.com/lodgehv/lodge/vgpu/display"
+	"github.com/lodgehv/lodge/vgpu/dmabuf"
 )
 
 const (
@@ -24,7 +28,7 @@ type ReceiverConfig struct {
 	// MaxBytes is the size of the largest surface that is taken; 0 is 128 MiB. Of those that come as bytes the largest has
 	// 64 MiB in any case.
 	MaxBytes int
-	// NoMap refuses shared memory.
+	// NoMap refuses shared memory, dmabufs too.
 	NoMap bool
 }
 
@@ -38,6 +42,7 @@ type Receiver struct {
 	console uint32
 	sink    display.Sink
 	max     int
+	bufSize func(*os.File) (int64, error) // dmabuf.Size
 	objects *objects
 	done    chan struct{}
 	err     error // once done is closed
@@ -65,7 +70,7 @@ func (c *Client) Listen(ctx context.Context, console uint32, sink display.Sink, 
 }
 
 func newReceiver(c *Client, console uint32, sink display.Sink, cfg ReceiverConfig) *Receiver {
-	r := &Receiver{client: c, console: console, sink: sink, max: cfg.MaxBytes, done: make(chan struct{})}
+	r := &Receiver{client: c, console: console, sink: sink, max: cfg.MaxBytes, bufSize: dmabuf.Size, done: make(chan struct{})}
 	if r.max == 0 {
 		r.max = defaultMaxBytes
 	}
@@ -127,8 +132,10 @@ func (r *Receiver) object(maps bool) object {
 	}
 	rect := []arg{{"x", "i"}, {"y", "i"}, {"width", "i"}, {"height", "i"}}
 	picture := []arg{{"width", "u"}, {"height", "u"}, {"stride", "u"}, {"pixman_format", "u"}}
-	dmabuf := func(m *peer.Message, d *peer.Decoder) error {
-		return failf(peer.ErrNotSupported, "DMABUFs are not taken")
+	scanoutDMABuf, updateDMABuf := r.scanoutDMABuf, r.updateDMABuf
+	if !maps {
+		refuse := func(*peer.Message, *peer.Decoder) error { return failf(peer.ErrNotSupported, "DMABUFs are not taken") }
+		scanoutDMABuf, updateDMABuf = refuse, refuse
 	}
 	o := object{pathListener, []iface{{
 		name: ifaceListener,
@@ -136,8 +143,8 @@ func (r *Receiver) object(maps bool) object {
 			{name: "Scanout", args: append(picture[:4:4], arg{"data", "ay"}), call: r.scanout},
 			{name: "Update", args: append(rect[:4:4], arg{"stride", "u"}, arg{"pixman_format", "u"}, arg{"data", "ay"}), call: r.update},
 			{name: "ScanoutDMABUF", args: []arg{{"dmabuf", "h"}, {"width", "u"}, {"height", "u"}, {"stride", "u"}, {"fourcc", "u"},
-				{"modifier", "t"}, {"y0_top", "b"}}, call: dmabuf},
-			{name: "UpdateDMABUF", args: rect, call: dmabuf},
+				{"modifier", "t"}, {"y0_top", "b"}}, call: scanoutDMABuf},
+			{name: "UpdateDMABUF", args: rect, call: updateDMABuf},
 			{name: "Disable", call: r.disable},
 			{name: "MouseSet", args: []arg{{"x", "i"}, {"y", "i"}, {"on", "i"}}, call: r.mouseSet},
 			{name: "CursorDefine", args: []arg{{"width", "i"}, {"height", "i"}, {"hot_x", "i"}, {"hot_y", "i"}, {"data", "ay"}},
@@ -186,6 +193,11 @@ func (r *Receiver) picture(d *peer.Decoder) (*display.Surface, error) {
 	if !ok {
 		return nil, failf(errUnsupported, "pixels of the format %#x are not taken", code)
 	}
+	return r.geometry(width, height, stride, format)
+}
+
+// geometry returns a surface without pixels, whose size is not more than is taken.
+func (r *Receiver) geometry(width, height, stride uint32, format display.Format) (*display.Surface, error) {
 	if width < 1 || height < 1 || width > display.MaxSize || height > display.MaxSize || uint64(stride) < uint64(width)*display.BytesPerPixel {
 		return nil, failf(errInvalid, "a picture of %d×%d pixels with a stride of %d", width, height, stride)
 	}
@@ -277,12 +289,28 @@ func (r *Receiver) update(_ *peer.Message, d *peer.Decoder) error {
 
 // blit copies the pixels of from, from their first on, to a part of a surface.
 func blit(to *display.Surface, part image.Rectangle, from *display.Surface) {
-	to.Mu.Lock()
-	defer to.Mu.Unlock()
 	row := part.Dx() * display.BytesPerPixel
-	for y := range part.Dy() {
-		at := (part.Min.Y+y)*to.Stride + part.Min.X*display.BytesPerPixel
-		copy(to.Pixels[at:at+row], from.Pixels[y*from.Stride:])
+	for first, end := range bands(to, row, part.Dy()) {
+		for y := first; y < end; y++ {
+			at := (part.Min.Y+y)*to.Stride + part.Min.X*display.BytesPerPixel
+			copy(to.Pixels[at:at+row], from.Pixels[y*from.Stride:])
+		}
+	}
+}
+
+// bands yields the first row and the end of each band of so many rows, of row bytes, while the surface is locked. Who reads it
+// draws the screens of all guests: it is let in between two bands.
+func bands(s *display.Surface, row, rows int) iter.Seq2[int, int] {
+	return func(yield func(first, end int) bool) {
+		band := max(1, copyBand/row)
+		for first := 0; first < rows; first += band {
+			s.Mu.Lock()
+			more := yield(first, min(first+band, rows))
+			s.Mu.Unlock()
+			if !more {
+				return
+			}
+		}
 	}
 }
 
@@ -297,17 +325,13 @@ func (r *Receiver) scanoutMap(m *peer.Message, d *peer.Decoder) error {
 	if err != nil {
 		return err
 	}
-	key, err := identify(f, offset, s)
+	key, sealed, err := identify(f, offset, s)
 	if err != nil {
 		f.Close()
 		return failf(errInvalid, "shared memory: %v", err)
 	}
-	for i, have := range r.mappings {
-		if have.key != key {
-			continue
-		}
+	if have := r.latest(key); have != nil {
 		f.Close()
-		r.mappings = append(append(r.mappings[:i], r.mappings[i+1:]...), have)
 		if have.mem == nil {
 			err = have.copy(s.Bounds())
 		}
@@ -317,12 +341,75 @@ func (r *Receiver) scanoutMap(m *peer.Message, d *peer.Decoder) error {
 		r.show(have.surface, have)
 		return nil
 	}
-	mapped, err := newMapping(f, key, s)
+	mapped, err := newMapping(f, key, sealed, s)
 	if err != nil {
 		return failf(errInvalid, "shared memory: %v", err)
 	}
 	r.mappings = append(r.mappings, mapped)
 	r.show(mapped.surface, mapped)
+	return nil
+}
+
+// latest returns the mapping that is kept for key, which becomes the latest, or nil.
+func (r *Receiver) latest(key mapKey) *mapping {
+	i := slices.IndexFunc(r.mappings, func(m *mapping) bool { return m.key == key })
+	if i < 0 {
+		return nil
+	}
+	have := r.mappings[i]
+	r.mappings = append(slices.Delete(r.mappings, i, i+1), have)
+	return have
+}
+
+// scanoutDMABuf is ScanoutDMABUF. What the argument y0_top means depends on who says it: it is not looked at, since a picture
+// in memory begins with its top row, be it QEMU's or ours.
+func (r *Receiver) scanoutDMABuf(m *peer.Message, d *peer.Decoder) error {
+	handle, width, height, stride := d.Uint32(), d.Uint32(), d.Uint32(), d.Uint32()
+	format, modifier := display.Format(d.Uint32()), d.Uint64()
+	_ = d.Bool()
+	if err := d.End(); err != nil {
+		return err
+	}
+	if !slices.Contains(formats[:], format) || modifier != modifierLinear {
+		return failf(errUnsupported, "pixels of the format %v with the modifier %#x are not taken", format, modifier)
+	}
+	s, err := r.geometry(width, height, stride, format)
+	if err != nil {
+		return err
+	}
+	f, err := m.File(handle)
+	if err != nil {
+		return err
+	}
+	key, err := identifyDMABuf(f, s, r.bufSize)
+	if err != nil {
+		f.Close()
+		return failf(errInvalid, "DMABUF: %v", err)
+	}
+	if have := r.latest(key); have != nil {
+		f.Close()
+		r.show(have.surface, have)
+		return nil
+	}
+	mapped, err := newDMABuf(f, key, s)
+	if err != nil {
+		return failf(errInvalid, "DMABUF: %v", err)
+	}
+	r.mappings = append(r.mappings, mapped)
+	r.show(mapped.surface, mapped)
+	return nil
+}
+
+// updateDMABuf is UpdateDMABUF.
+func (r *Receiver) updateDMABuf(_ *peer.Message, d *peer.Decoder) error {
+	part, err := r.rect(d)
+	if err = errors.Join(err, d.End()); err != nil {
+		return err
+	}
+	if r.mapping == nil || !r.mapping.buf {
+		return failf(errInvalid, "an update of a DMABUF, of which there is none")
+	}
+	r.sink.Update(part)
 	return nil
 }
 
@@ -332,7 +419,7 @@ func (r *Receiver) updateMap(_ *peer.Message, d *peer.Decoder) error {
 	if err = errors.Join(err, d.End()); err != nil {
 		return err
 	}
-	if r.mapping == nil {
+	if r.mapping == nil || r.mapping.buf {
 		return failf(errInvalid, "an update of shared memory, of which there is none")
 	}
 	if r.mapping.mem == nil {

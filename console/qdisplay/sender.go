@@ -50,10 +50,10 @@ type Sender struct {
 	queue []action
 	full  bool // batches are dropped
 	batch []action
-	down  keySet // what was pressed, as the server will know it
-	owed  keySet // of that, what was released while batches were dropped
-	x, y  int32  // position of the pointer
-	slot  int    // that the next MT events are about
+	down  hid.Keys // what was pressed, as the server will know it
+	owed  hid.Keys // of that, what was released while batches were dropped
+	x, y  int32    // position of the pointer
+	slot  int      // that the next MT events are about
 	slots [maxSlots]finger
 
 	// Of the goroutine.
@@ -127,17 +127,17 @@ func (s *Sender) take() {
 		switch a.kind {
 		case keyPress, buttonPress:
 			if c := code(a); c != 0 {
-				if a.repeat && !s.down.has(c) {
+				if a.repeat && !s.down.Has(c) {
 					continue
 				}
-				s.down.add(c)
+				s.down.Set(c, true)
 			}
 		case keyRelease, buttonRelease:
 			if c := code(a); c != 0 {
-				if !s.down.has(c) {
+				if !s.down.Has(c) {
 					continue
 				}
-				s.down.remove(c)
+				s.down.Set(c, false)
 			}
 		case fingerDown:
 			s.slots[a.slot].told = true
@@ -163,24 +163,22 @@ func (s *Sender) drop() {
 		if a.kind != keyRelease && a.kind != buttonRelease {
 			continue
 		}
-		if c := code(a); s.down.has(c) {
-			s.down.remove(c)
-			s.owed.add(c)
+		if c := code(a); s.down.Has(c) {
+			s.down.Set(c, false)
+			s.owed.Set(c, true)
 		}
 	}
 }
 
 // release makes s.out the releases that are owed: of keys and buttons, and of fingers that were lifted.
 func (s *Sender) release() {
-	for c := range uint16(keyMax + 1) {
-		if s.owed.has(c) {
-			s.owed.remove(c)
-			if a, ok := press(c); ok {
-				a.kind++ // the release
-				s.out = append(s.out, a)
-			}
+	for c := range s.owed.All() {
+		if a, ok := press(c); ok {
+			a.kind++ // the release
+			s.out = append(s.out, a)
 		}
 	}
+	s.owed = hid.Keys{}
 	for i := range s.slots {
 		if f := &s.slots[i]; f.told && !f.on {
 			f.told = false
@@ -192,15 +190,15 @@ func (s *Sender) release() {
 // press returns the action that presses a key or button of evdev. The kind after it is that of the release.
 func press(c uint16) (action, bool) {
 	switch c {
-	case btnLeft:
+	case hid.BtnLeft:
 		return action{kind: buttonPress, a: buttonLeft}, true
-	case btnMiddle:
+	case hid.BtnMiddle:
 		return action{kind: buttonPress, a: buttonMiddle}, true
-	case btnRight:
+	case hid.BtnRight:
 		return action{kind: buttonPress, a: buttonRight}, true
-	case btnSide:
+	case hid.BtnSide:
 		return action{kind: buttonPress, a: buttonSide}, true
-	case btnExtra:
+	case hid.BtnExtra:
 		return action{kind: buttonPress, a: buttonExtra}, true
 	}
 	n, ok := qnumOfKey(c)
@@ -226,13 +224,13 @@ func (s *Sender) translate(batch []hid.Event) {
 	by, moved := action{kind: moveBy}, false
 	for _, e := range batch {
 		switch {
-		case e.Type == hid.EVRel && e.Code == relX:
+		case e.Type == hid.EVRel && e.Code == hid.RelX:
 			by.a = sum(by.a, e.Value)
-		case e.Type == hid.EVRel && e.Code == relY:
+		case e.Type == hid.EVRel && e.Code == hid.RelY:
 			by.b = sum(by.b, e.Value)
-		case e.Type == hid.EVAbs && e.Code == absX:
+		case e.Type == hid.EVAbs && e.Code == hid.AbsX:
 			s.x, moved = e.Value, true
-		case e.Type == hid.EVAbs && e.Code == absY:
+		case e.Type == hid.EVAbs && e.Code == hid.AbsY:
 			s.y, moved = e.Value, true
 		case e.Type == hid.EVAbs:
 			s.finger(e)
@@ -261,9 +259,9 @@ func (s *Sender) translate(batch []hid.Event) {
 				continue
 			}
 			s.batch = append(s.batch, a)
-		case e.Type == hid.EVRel && e.Code == relWheel:
+		case e.Type == hid.EVRel && e.Code == hid.RelWheel:
 			s.turn(e.Value, buttonWheelUp, buttonWheelDown)
-		case e.Type == hid.EVRel && e.Code == relHWheel:
+		case e.Type == hid.EVRel && e.Code == hid.RelHWheel:
 			s.turn(e.Value, buttonWheelRight, buttonWheelLeft)
 		}
 	}
@@ -299,7 +297,7 @@ func (s *Sender) turn(notches int32, positive, negative int32) {
 
 // finger takes an event of the multi-touch protocol, type B.
 func (s *Sender) finger(e hid.Event) {
-	if e.Code == absMTSlot {
+	if e.Code == hid.AbsMTSlot {
 		s.slot = int(e.Value)
 	}
 	if s.slot < 0 || s.slot >= maxSlots {
@@ -307,11 +305,11 @@ func (s *Sender) finger(e hid.Event) {
 	}
 	f := &s.slots[s.slot]
 	switch e.Code {
-	case absMTTrackingID:
+	case hid.AbsMTTrackingID:
 		f.on, f.changed = e.Value >= 0, true
-	case absMTPositionX:
+	case hid.AbsMTPositionX:
 		f.x, f.changed = e.Value, true
-	case absMTPositionY:
+	case hid.AbsMTPositionY:
 		f.y, f.changed = e.Value, true
 	}
 }

@@ -104,7 +104,7 @@ func NewServer(cfg Config) *Server {
 	for i, screen := range cfg.Screens {
 		c := &console{id: uint32(i), screen: screen, notify: s.notify}
 		s.consoles = append(s.consoles, c)
-		s.detach = append(s.detach, screen.Attach(c))
+		s.detach = append(s.detach, screen.Follow(c))
 	}
 	return s
 }

@@ -10,23 +10,28 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/lodgehv/lodge/console/compose"
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/hid/route"
 )
 
 // Config is what a seat shows, as people write it. Paths are absolute after Load.
 type Config struct {
-	Guests []Guest `toml:"guest"`
-	Chords Chords  `toml:"chords,omitempty"`
+	Control  string            `toml:"control,omitempty"` // Unix socket to make, for who commands the seat; "" is none
+	Guests   []Guest           `toml:"guest"`
+	Chords   Chords            `toml:"chords,omitempty"`
+	Monitors Monitors          `toml:"monitors,omitempty"`
+	Monitor  []compose.Monitor `toml:"monitor,omitempty"` // those that always show the same guest, or have a mode of their own
 }
 
 // Guest is a guest that can be on the screen.
 type Guest struct {
-	Name    string `toml:"name"`            // as the bar shows it
-	Label   string `toml:"label,omitempty"` // a few words about it
-	Color   string `toml:"color"`           // see trustbar.ColorNames
-	Slot    int    `toml:"slot"`            // 1 to 9, for the chord; 0 is none
-	Display string `toml:"display"`         // Unix socket of its VMM
+	Name       string `toml:"name"`                 // as the bar shows it
+	Label      string `toml:"label,omitempty"`      // a few words about it
+	Color      string `toml:"color"`                // see trustbar.ColorNames
+	Slot       int    `toml:"slot"`                 // 1 to 9, for the chord; 0 is none
+	Display    string `toml:"display"`              // Unix socket of its VMM
+	Definition string `toml:"definition,omitempty"` // its file for lodge-vmm: the console can start and command it then
 }
 
 // Chords are the chords that differ from the router's defaults: "ctrl+alt+esc".
@@ -93,9 +98,20 @@ func Parse(name, dir, text string) (Config, error) {
 	return c, nil
 }
 
+// maxSocketPath is how many bytes the path of a Unix socket has at most (unix(7), less the final NUL).
+const maxSocketPath = 107
+
 func (c *Config) check(dir string) error {
 	if len(c.Guests) == 0 {
 		return errors.New("no guest: add a table [[guest]]")
+	}
+	abs := func(path *string) {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(dir, *path)
+		}
+	}
+	if abs(&c.Control); len(c.Control) > maxSocketPath {
+		return fmt.Errorf("control: %s: the path has %d bytes: the kernel takes at most %d", c.Control, len(c.Control), maxSocketPath)
 	}
 	names, slots := make(map[string]bool), make(map[int]string)
 	for i := range c.Guests {
@@ -115,9 +131,11 @@ func (c *Config) check(dir string) error {
 			return fmt.Errorf("guest %q: set display to the socket of its machine", g.Name)
 		}
 		names[g.Name], slots[g.Slot] = true, g.Name
-		if !filepath.IsAbs(g.Display) {
-			g.Display = filepath.Join(dir, g.Display)
-		}
+		abs(&g.Display)
+		abs(&g.Definition)
 	}
-	return nil
+	if f := &c.Monitors.File; *f != "" && !filepath.IsAbs(*f) {
+		*f = filepath.Join(dir, *f)
+	}
+	return c.checkMonitors(names)
 }

@@ -2,10 +2,13 @@ package seat
 
 import (
 	"context"
+	"errors"
 	"image"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/console/compose"
 	"github.com/lodgehv/lodge/console/qdisplay"
@@ -16,7 +19,7 @@ import (
 )
 
 // How long a guest's machine may take to answer, and how long to wait before it is tried again: the delay doubles while
-// nobody is there.
+// nobody is there. When it is at its longest the socket is not tried any more until it appears, if that can be told.
 const (
 	answerLimit = 5 * time.Second
 	minDelay    = 100 * time.Millisecond
@@ -34,19 +37,13 @@ type guest struct {
 	source *compose.Source
 
 	sender   atomic.Pointer[qdisplay.Sender] // nil while nobody is there
+	screens  chan struct{}                   // of one: it may have another monitor
 	absolute atomic.Bool
 	size     atomic.Int64 // of the picture, width<<32 | height
-	at       position     // of the pointer on the screen
-}
-
-// position is where a device with positions was last; devices have goroutines of their own.
-type position struct {
-	mu   sync.Mutex
-	x, y int
 }
 
 func newGuest(s *Seat, cfg Guest, bar trustbar.Guest) *guest {
-	g := &guest{s: s, cfg: cfg, bar: bar, source: s.NewSource(bar)}
+	g := &guest{s: s, cfg: cfg, bar: bar, source: s.NewSource(bar), screens: make(chan struct{}, 1)}
 	g.placard(trustbar.Stopped(bar, s.hint), "switched off")
 	return g
 }
@@ -66,14 +63,33 @@ func (g *guest) WantsAbsolute() bool { return g.absolute.Load() }
 // run keeps the connection until ctx is done.
 func (g *guest) run(ctx context.Context) {
 	defer g.source.Close()
+	var there *appearance // nil while its directory does not exist, or cannot be watched
+	defer func() { there.close() }()
 	delay := minDelay
 	for ctx.Err() == nil {
+		if there == nil { // before the socket is tried, so that it cannot appear in between
+			there, _ = watchFor(g.cfg.Display)
+		}
 		began := time.Now()
-		if err := g.connected(ctx); err != nil {
+		err := g.connected(ctx)
+		if err != nil {
 			g.s.opt.Log.Debug("guest's display", "guest", g.cfg.Name, "err", err)
 		}
 		if time.Since(began) > maxDelay {
 			delay = minDelay
+		}
+		nobody := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
+		if there != nil && nobody && delay == maxDelay { // switched off: a seat at rest wakes up for nothing
+			select {
+			case <-ctx.Done():
+			case _, watched := <-there.came:
+				if !watched {
+					there.close()
+					there = nil
+				}
+				delay = minDelay
+			}
+			continue
 		}
 		select {
 		case <-ctx.Done():
@@ -85,9 +101,11 @@ func (g *guest) run(ctx context.Context) {
 
 // connected connects to the machine, and returns when the connection has ended.
 func (g *guest) connected(ctx context.Context) error {
+	var told told
+	setLEDs := func(leds hid.LEDs) { _ = g.s.Router.SetLEDs(g.cfg.Name, leds) }
 	c, err := qdisplay.Dial(g.cfg.Display, qdisplay.ClientConfig{
-		OnLEDs:     func(_ uint32, leds hid.LEDs) { _ = g.s.Router.SetLEDs(g.cfg.Name, leds) },
-		OnAbsolute: func(_ uint32, abs bool) { g.absolute.Store(abs) },
+		OnLEDs:     func(_ uint32, leds hid.LEDs) { told.news(&told.leds, func() { setLEDs(leds) }) },
+		OnAbsolute: func(_ uint32, abs bool) { told.news(&told.absolute, func() { g.absolute.Store(abs) }) },
 	})
 	if err != nil {
 		return err
@@ -99,12 +117,12 @@ func (g *guest) connected(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g.absolute.Store(info.IsAbsolute)
+	told.answer(&told.absolute, func() { g.absolute.Store(info.IsAbsolute) })
 	g.placard(trustbar.Starting(g.bar), "")
-	if m, ok := g.monitor(); ok {
-		_ = c.SetMonitor(asked, screenID, m) // a card without monitors to change refuses: its picture is scaled then
-	}
+	var monitor display.Monitor
+	g.setMonitor(asked, c, &monitor)
 	r, err := c.Listen(asked, screenID, (*sink)(g), qdisplay.ReceiverConfig{})
+	cancel() // its timer would wake us for nothing
 	if err != nil {
 		return err
 	}
@@ -114,24 +132,51 @@ func (g *guest) connected(ctx context.Context) error {
 	if err := g.s.Router.Up(g.cfg.Name, g); err != nil {
 		return err
 	}
-	_ = g.s.Router.SetLEDs(g.cfg.Name, info.LEDs)
+	told.answer(&told.leds, func() { setLEDs(info.LEDs) })
 	g.s.arrived(g)
 	g.tell(true)
 	defer g.tell(false)
-	select {
-	case <-ctx.Done():
-	case <-c.Done():
-	case <-r.Done():
+	for there := true; there; {
+		select {
+		case <-g.screens:
+			g.setMonitor(ctx, c, &monitor)
+			continue
+		case <-ctx.Done():
+		case <-c.Done():
+		case <-r.Done():
+		}
+		there = false
 	}
 	_ = g.s.Router.Down(g.cfg.Name, route.Rebooting) // it gets the focus again if it comes back
 	g.sender.Store(nil)
 	g.placard(trustbar.Stopped(g.bar, g.s.hint), "switched off")
-	g.s.own.show()
+	g.s.own.changed()
 	select {
 	case <-r.Done():
 		return r.Err()
 	default:
 		return nil
+	}
+}
+
+// told is what a machine has told by itself since it was connected to: what it answered when it was asked is older.
+type told struct {
+	mu             sync.Mutex
+	leds, absolute bool
+}
+
+func (t *told) news(what *bool, set func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	*what = true
+	set()
+}
+
+func (t *told) answer(what *bool, set func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !*what {
+		set()
 	}
 }
 
@@ -141,22 +186,40 @@ func (g *guest) tell(there bool) {
 	}
 }
 
-// arrived is called when a guest can be seen: the first one is shown at once.
+// arrived is called when a guest can be seen: the first one is shown at once, unless somebody types in the console.
 func (s *Seat) arrived(g *guest) {
-	s.own.show()
+	s.own.changed()
 	if s.own.first.CompareAndSwap(false, true) {
-		_ = s.Router.SetFocus(g.cfg.Name) // it may have gone again
+		_ = s.Router.Offer(g.cfg.Name) // it is a target
 	}
 }
 
-// monitor returns the monitor that fits below the bar of the first output.
-func (g *guest) monitor() (display.Monitor, bool) {
-	heads := g.s.Heads()
-	if len(heads) == 0 {
-		return display.Monitor{}, false
+// moved says that the guest may be shown on another output.
+func (g *guest) moved() {
+	select {
+	case g.screens <- struct{}{}:
+	default:
 	}
-	p := heads[0].GuestSize()
-	return display.Monitor{Connected: true, Width: p.X, Height: p.Y, Name: "Lodge"}, true
+}
+
+// setMonitor tells the machine of the monitor that fits below the bar of the output where the guest is shown, if it is
+// another than last. A card without monitors to change refuses: its picture is placed as it is then.
+func (g *guest) setMonitor(ctx context.Context, c *qdisplay.Client, last *display.Monitor) {
+	head := g.s.monitors.headOf(g)
+	if head == nil { // all are gone: what comes next is as good as what was there
+		return
+	}
+	p := head.GuestSize()
+	m := display.Monitor{Connected: true, Width: p.X, Height: p.Y, Name: "Lodge"}
+	if m == *last {
+		return
+	}
+	*last = m
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	if err := c.SetMonitor(ctx, screenID, m); err != nil {
+		g.s.opt.Log.Debug("guest's monitor", "guest", g.cfg.Name, "err", err)
+	}
 }
 
 // sink passes the guest's picture on, and notes down its size.
@@ -174,41 +237,47 @@ func (k *sink) Update(r image.Rectangle) { k.source.Update(r) }
 func (k *sink) Cursor(c *display.Cursor) { k.source.Cursor(c) }
 func (k *sink) MoveCursor(p image.Point) { k.source.MoveCursor(p) }
 
-// place makes positions on the screen positions in the guest's picture.
+// place makes positions on the screen positions in the guest's picture. A device tells only what has changed: the rest is
+// where the pointer was on the screen, whatever guest it was in then.
 func (g *guest) place(batch []hid.Event) []hid.Event {
-	heads := g.s.Heads()
+	head := g.s.monitors.headOf(g)
 	size := g.size.Load()
 	w, h := int(size>>32), int(int32(size))
-	if len(heads) == 0 || w < 2 || h < 2 {
+	if head == nil || w < 2 || h < 2 {
 		return batch
 	}
-	screen := heads[0].Output().Mode()
-	var out []hid.Event
-	x, y := -1, -1
+	screen := head.Size()
+	picture := func(p image.Point) (x, y int32) {
+		_, p, _ = head.ToGuest(p)
+		return scale(min(max(p.X, 0), w-1), w-1, hid.AbsMax), scale(min(max(p.Y, 0), h-1), h-1, hid.AbsMax)
+	}
+	onScreen := func(v int32, pixels int) int { return int(scale(int(v), hid.AbsMax, pixels-1)) }
+	at := &g.s.at
+	at.mu.Lock()
+	defer at.mu.Unlock()
+	moved := false
+	out := make([]hid.Event, 0, len(batch)+2)
 	for _, e := range batch {
 		switch {
 		case e.Type == hid.EVAbs && e.Code == hid.AbsX:
-			x = int(e.Value) * (screen.Width - 1) / hid.AbsMax
+			at.X, moved = onScreen(e.Value, screen.X), true
+			continue
 		case e.Type == hid.EVAbs && e.Code == hid.AbsY:
-			y = int(e.Value) * (screen.Height - 1) / hid.AbsMax
-		default:
-			out = append(out, e)
+			at.Y, moved = onScreen(e.Value, screen.Y), true
+			continue
+		case e.Type == hid.EVAbs && e.Code == hid.AbsMTPositionX: // neither axis depends on the other
+			e.Value, _ = picture(image.Pt(onScreen(e.Value, screen.X), 0))
+		case e.Type == hid.EVAbs && e.Code == hid.AbsMTPositionY:
+			_, e.Value = picture(image.Pt(0, onScreen(e.Value, screen.Y)))
 		}
+		out = append(out, e)
 	}
-	if x < 0 && y < 0 {
-		return batch
+	if moved {
+		x, y := picture(at.Point)
+		out = append(out, hid.Event{Type: hid.EVAbs, Code: hid.AbsX, Value: x}, hid.Event{Type: hid.EVAbs, Code: hid.AbsY, Value: y})
 	}
-	g.at.mu.Lock()
-	defer g.at.mu.Unlock()
-	if x >= 0 {
-		g.at.x = x
-	}
-	if y >= 0 {
-		g.at.y = y
-	}
-	_, p, _ := heads[0].ToGuest(image.Pt(g.at.x, g.at.y))
-	p.X, p.Y = min(max(p.X, 0), w-1), min(max(p.Y, 0), h-1)
-	return append(out,
-		hid.Event{Type: hid.EVAbs, Code: hid.AbsX, Value: int32(p.X * hid.AbsMax / (w - 1))},
-		hid.Event{Type: hid.EVAbs, Code: hid.AbsY, Value: int32(p.Y * hid.AbsMax / (h - 1))})
+	return out
 }
+
+// scale maps v, of 0 to from, to 0 to to, rounded.
+func scale(v, from, to int) int32 { return int32((v*to + from/2) / from) }

@@ -13,6 +13,8 @@ package seat
 
 import (
 	"context"
+	"fmt"
+	"image"
 	"log/slog"
 	"strings"
 	"sync"
@@ -21,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/console/compose"
+	"github.com/lodgehv/lodge/console/textui"
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/hid"
 	"github.com/lodgehv/lodge/hid/route"
@@ -29,12 +32,18 @@ import (
 // ownName is what the bar calls Lodge's own console.
 const ownName = "Lodge"
 
+// maxBuffers is how many buffers a screen has at most, so that a seat of very many guests does not use up the memory: 160 MiB
+// at 1920×1080. A switch to a guest without one is a copy.
+const maxBuffers = 20
+
 // Options are what a seat tells, and whom. All may be left out.
 type Options struct {
 	OnLEDs     func(hid.LEDs) // what the real keyboards are to show
 	OnFocus    func(old, now, why string)
 	OnGuest    func(name string, there bool) // a guest's machine is there, or gone
 	OnSwitched func(compose.Switched)        // after each switch, from the goroutine of an output
+	Manager    textui.System                 // starts and commands the guests of whom it tells; Switch is not called
+	OnMonitor  func(MonitorState)            // a monitor is there, shows another guest, or is gone
 	Log        *slog.Logger
 }
 
@@ -43,11 +52,19 @@ type Seat struct {
 	*compose.Compositor
 	Router *route.Router
 
-	cfg    Config
-	opt    Options
-	guests []*guest
-	own    *ownConsole
-	hint   string // how to press the attention key
+	cfg      Config
+	opt      Options
+	guests   []*guest
+	own      *ownConsole
+	monitors *monitors
+	hint     string // how to press the attention key
+	at       position
+}
+
+// position is the pixel of the screen where a device with positions was last; devices have goroutines of their own.
+type position struct {
+	mu sync.Mutex
+	image.Point
 }
 
 // New makes a seat of the guests of cfg, which are connected to when it runs.
@@ -56,11 +73,17 @@ func New(cfg Config, opt Options) (*Seat, error) {
 		opt.Log = slog.Default()
 	}
 	s := &Seat{cfg: cfg, opt: opt}
-	s.Compositor = compose.New(compose.Config{OnSwitch: opt.OnSwitched, Log: opt.Log})
+	s.Compositor = compose.New(compose.Config{
+		// Two for the picture on the screen, one for each other, Lodge's own among them.
+		Buffers: min(len(cfg.Guests)+2, maxBuffers), OnSwitch: opt.OnSwitched, Log: opt.Log,
+	})
 	chords := cfg.Chords.chords()
 	s.hint = title(chords.Attention.String())
 	s.own = newOwnConsole(s)
 	var err error
+	if s.monitors, err = newMonitors(s); err != nil {
+		return nil, fmt.Errorf("seat: %w", err)
+	}
 	s.Router, err = route.New(route.Config{
 		Console: s.own, Chords: chords, OnFocus: s.focused, OnLEDs: opt.OnLEDs, Now: monotonic,
 	})
@@ -78,7 +101,6 @@ func New(cfg Config, opt Options) (*Seat, error) {
 		}
 		s.guests = append(s.guests, k)
 	}
-	s.own.show()
 	s.Switch(s.own.source)
 	return s, nil
 }
@@ -112,6 +134,29 @@ func (s *Seat) Run(ctx context.Context) {
 	wg.Wait()
 }
 
+// Focus returns the name of the guest that has screen and keyboard, "Lodge" if it is the seat's own console.
+func (s *Seat) Focus() string {
+	if name := s.Router.Focus(); name != route.Console {
+		return name
+	}
+	return ownName
+}
+
+// SetFocus gives screen and keyboard to a guest that is there, or to the seat's own console, "Lodge".
+func (s *Seat) SetFocus(name string) error {
+	if name == ownName {
+		name = route.Console
+	}
+	return s.Router.SetFocus(name)
+}
+
+// Each calls f for each guest, in the order of the configuration; there says whether it has a picture.
+func (s *Seat) Each(f func(name string, slot int, there bool)) {
+	for _, g := range s.guests {
+		f(g.cfg.Name, g.cfg.Slot, g.sender.Load() != nil)
+	}
+}
+
 // Device numbers a source of input; evdev's are from 1 up.
 type Device = route.Device
 
@@ -122,9 +167,9 @@ func (s *Seat) Input(dev Device, at time.Duration, batch []hid.Event) {
 
 // toGuest makes positions on the screen positions in the picture of the guest that is shown.
 func (s *Seat) toGuest(batch []hid.Event) []hid.Event {
-	shown := s.Shown()
+	input := s.InputTo()
 	for _, g := range s.guests {
-		if g.source == shown {
+		if g.source == input {
 			return g.place(batch)
 		}
 	}
@@ -133,6 +178,7 @@ func (s *Seat) toGuest(batch []hid.Event) []hid.Event {
 
 // focused is called with the router locked.
 func (s *Seat) focused(c route.Change) {
+	s.own.focused(c.New == route.Console)
 	s.Switch(s.sourceOf(c.New))
 	if s.opt.OnFocus != nil {
 		s.opt.OnFocus(c.Old, c.New, c.Why.String())
@@ -141,10 +187,18 @@ func (s *Seat) focused(c route.Change) {
 
 // sourceOf returns a target's picture.
 func (s *Seat) sourceOf(name string) *compose.Source {
-	for _, g := range s.guests {
-		if g.cfg.Name == name {
-			return g.source
-		}
+	if g := s.guest(name); g != nil {
+		return g.source
 	}
 	return s.own.source
+}
+
+// guest returns the guest of that name, or nil.
+func (s *Seat) guest(name string) *guest {
+	for _, g := range s.guests {
+		if g.cfg.Name == name {
+			return g
+		}
+	}
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"image/color"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,8 +16,10 @@ import (
 
 	"github.com/lodgehv/lodge/console/headless"
 	"github.com/lodgehv/lodge/console/qdisplay"
+	"github.com/lodgehv/lodge/console/textui"
 	"github.com/lodgehv/lodge/console/trustbar"
 	"github.com/lodgehv/lodge/hid"
+	"github.com/lodgehv/lodge/hid/route"
 	"github.com/lodgehv/lodge/vgpu/display"
 )
 
@@ -118,7 +121,10 @@ var (
 	blue = color.RGBA{0, 0, 200, 255}
 )
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T) *rig { return newManagedRig(t, nil) }
+
+func newManagedRig(t *testing.T, manager textui.System) *rig {
+	t.Helper()
 	dir := t.TempDir()
 	r := &rig{t: t, red: newMachine(t, filepath.Join(dir, "red"), red), blue: newMachine(t, filepath.Join(dir, "blue"), blue)}
 	cfg, err := Parse("seat.toml", dir, `
@@ -137,20 +143,20 @@ display = "blue"
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Seat, err = New(cfg, Options{}); err != nil {
+	if r.Seat, err = New(cfg, Options{Manager: manager}); err != nil {
 		t.Fatal(err)
 	}
 	if r.screen, err = headless.NewScreen("test", 640, 480); err != nil {
 		t.Fatal(err)
 	}
-	head, err := r.Add(r.screen)
+	show, err := r.Plug(r.screen)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := head.Run(ctx); err != nil {
+		if err := show(ctx); err != nil {
 			t.Error(err)
 		}
 	})
@@ -233,6 +239,110 @@ func TestMachineGoesAndComes(t *testing.T) {
 	r.red.typed(t, "a+1", "a-1")
 }
 
+// lit is the input of a machine with lights.
+type lit struct {
+	mu   sync.Mutex
+	leds hid.LEDs
+	tell func(hid.LEDs)
+}
+
+func (*lit) Send([]hid.Event) {}
+
+func (l *lit) LEDs() hid.LEDs {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.leds
+}
+
+func (l *lit) OnLEDs(f func(hid.LEDs)) (stop func()) {
+	l.tell = f
+	return func() {}
+}
+
+func (l *lit) set(leds hid.LEDs) {
+	l.mu.Lock()
+	l.leds = leds
+	l.mu.Unlock()
+	l.tell(leds)
+}
+
+// TestLightsWhileConnecting has a guest turn a light on after its machine was asked for them, and before it can be seen.
+func TestLightsWhileConnecting(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "red"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := &lit{}
+	screen := display.NewScreen(display.Monitor{Connected: true, Width: 64, Height: 48})
+	srv := qdisplay.NewServer(qdisplay.Config{Name: "x", Screens: []*display.Screen{screen}, Input: in})
+	t.Cleanup(func() { _ = srv.Close() })
+	t.Cleanup(screen.OnMonitor(func(display.Monitor) {
+		in.set(hid.LEDCaps)
+		time.Sleep(50 * time.Millisecond) // the seat waits for the answer: it hears of the light first
+	}))
+	go func() { _ = srv.Serve(l) }() // ends with Close
+	cfg, err := Parse("seat.toml", dir, "[[guest]]\nname = \"a\"\ncolor = \"red\"\nslot = 1\ndisplay = \"red\"\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(cfg, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := headless.NewScreen("test", 640, 480)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Plug(out); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Run(ctx) })
+	eventually(t, "the guest has the focus", func() bool { return s.Router.Focus() == "a" })
+	if leds := s.Router.LEDs(); leds != hid.LEDCaps {
+		t.Errorf("lights %b, want %b", leds, hid.LEDCaps)
+	}
+	cancel()
+	wg.Wait()
+}
+
+// TestTypingBeforeGuests types in Lodge's console when the first guest comes: it is not shown at once then.
+func TestTypingBeforeGuests(t *testing.T) {
+	for _, typing := range []bool{false, true} {
+		dir := t.TempDir()
+		cfg, err := Parse("seat.toml", dir, "[[guest]]\nname = \"a\"\ncolor = \"red\"\nslot = 1\ndisplay = \"red\"\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		there := make(chan struct{})
+		s, err := New(cfg, Options{OnGuest: func(_ string, is bool) {
+			if is {
+				close(there)
+			}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { s.Run(ctx) })
+		want := "a"
+		if typing {
+			s.Input(1, monotonic(), []hid.Event{{Type: hid.EVKey, Code: hid.KeyX, Value: 1}})
+			want = route.Console
+		}
+		newMachine(t, filepath.Join(dir, "red"), red)
+		<-there
+		if got := s.Router.Focus(); got != want {
+			t.Errorf("typing %v: %s has the focus, want %s", typing, got, want)
+		}
+		cancel()
+		wg.Wait()
+	}
+}
+
 // TestPosition has a device with positions click in the middle of the guest's picture.
 func TestPosition(t *testing.T) {
 	r := newRig(t)
@@ -251,6 +361,54 @@ func TestPosition(t *testing.T) {
 	}
 }
 
+// TestPositionPixels has every pixel of the picture pointed at, by a device that tells only the axis that has changed.
+func TestPositionPixels(t *testing.T) {
+	r := newRig(t)
+	r.chord(hid.Key1)
+	r.shows(red)
+	bar := trustbar.Height(r.screen.Mode().Size().Max)
+	left, top := (640-320)/2, bar+(480-bar-200)/2
+	pixel := func(g *guest, batch ...hid.Event) (x, y int) {
+		x, y = -1, -1
+		for _, e := range g.place(batch) {
+			switch e.Code {
+			case hid.AbsX, hid.AbsMTPositionX:
+				x = int(math.Round(float64(e.Value) * 319 / hid.AbsMax))
+			case hid.AbsY, hid.AbsMTPositionY:
+				y = int(math.Round(float64(e.Value) * 199 / hid.AbsMax))
+			}
+		}
+		return x, y
+	}
+	abs := func(code uint16, v, last int) hid.Event {
+		return hid.Event{Type: hid.EVAbs, Code: code, Value: int32(v * hid.AbsMax / last)} // as headless does it
+	}
+	work, home := r.guests[0], r.guests[1]
+	pixel(work, abs(hid.AbsY, top+7, 479))
+	for want := range 320 {
+		if x, y := pixel(work, abs(hid.AbsX, left+want, 639)); x != want || y != 7 {
+			t.Fatalf("pixel %d of row 7 is at %d, %d", want, x, y)
+		}
+		if x, _ := pixel(work, abs(hid.AbsMTPositionX, left+want, 639)); x != want {
+			t.Fatalf("a finger at column %d is at %d", want, x)
+		}
+	}
+	for want := range 200 {
+		if x, y := pixel(work, abs(hid.AbsY, top+want, 479)); x != 319 || y != want {
+			t.Fatalf("pixel %d of the last column is at %d, %d", want, x, y)
+		}
+		if _, y := pixel(work, abs(hid.AbsMTPositionY, top+want, 479)); y != want {
+			t.Fatalf("a finger at row %d is at %d", want, y)
+		}
+	}
+	// The other guest's pointer goes on from there, and not from where it was when that guest was seen last.
+	r.chord(hid.Key2)
+	r.shows(blue)
+	if x, y := pixel(home, abs(hid.AbsX, left+5, 639)); x != 5 || y != 199 {
+		t.Errorf("after a switch the pointer is at %d, %d, want 5, 199", x, y)
+	}
+}
+
 func TestParseErrors(t *testing.T) {
 	const good = "[[guest]]\nname = \"a\"\ncolor = \"red\"\nslot = 1\ndisplay = \"a.sock\"\n"
 	for _, c := range []struct{ text, want string }{
@@ -265,6 +423,12 @@ func TestParseErrors(t *testing.T) {
 		{good + strings.Replace(good, `"a"`, `"b"`, 1), `slot 1 is also guest "a"'s`},
 		{good + "[chords]\nleft = \"ctrl+nokey\"\n", "seat.toml:7"},
 		{"x", "seat.toml:1"},
+		{"control = \"/" + strings.Repeat("x", 107) + "\"\n" + good, "the path has 108 bytes"},
+		{good + "[monitors]\nshow = \"all\"\n", `show = "all": one of "mirror" and "one each"`},
+		{good + "[[monitor]]\nguest = \"a\"\n", "monitor: set id"},
+		{good + "[[monitor]]\nid = \"m\"\nguest = \"b\"\n", `monitor "m": guest "b"`},
+		{good + "[[monitor]]\nid = \"m\"\nwidth = 3\n", "both width and height"},
+		{good + "[[monitor]]\nid = \"m\"\n[[monitor]]\nid = \"m\"\n", `two monitors are called "m"`},
 	} {
 		if _, err := Parse("seat.toml", "/", c.text); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: %v, want %q", c.text, err, c.want)
@@ -272,6 +436,13 @@ func TestParseErrors(t *testing.T) {
 	}
 	cfg, err := Parse("seat.toml", "/run", good+"[chords]\nattention = \"ctrl+alt+delete\"\n")
 	if err != nil || cfg.Guests[0].Display != "/run/a.sock" || cfg.Chords.chords().Attention.Key != hid.KeyDelete {
+		t.Errorf("%+v, %v", cfg, err)
+	}
+	if cfg.Control != "" || cfg.Guests[0].Definition != "" {
+		t.Errorf("%+v", cfg)
+	}
+	cfg, err = Parse("seat.toml", "/run", "control = \"seat.sock\"\n"+good+"definition = \"a.toml\"\n")
+	if err != nil || cfg.Control != "/run/seat.sock" || cfg.Guests[0].Definition != "/run/a.toml" {
 		t.Errorf("%+v, %v", cfg, err)
 	}
 }
@@ -297,4 +468,67 @@ func TestBattery(t *testing.T) {
 	if got := battery(filepath.Join(dir, "none")); got.Present {
 		t.Errorf("%+v of a machine without batteries", got)
 	}
+}
+
+// A socket's appearance is told, in whatever way it comes; what else happens in its directory is not.
+func TestAppearance(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	path := filepath.Join(dir, "display")
+	if _, err := watchFor(path); err == nil {
+		t.Error("a directory that does not exist is watched")
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a, err := watchFor(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	came := func(what string, do func() error) {
+		t.Helper()
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case _, ok := <-a.came:
+			if !ok {
+				t.Errorf("%s: the watch ends", what)
+			}
+		case <-time.After(30 * time.Second):
+			t.Errorf("%s: is not told", what)
+		}
+	}
+	other := filepath.Join(dir, "other")
+	if err := os.WriteFile(other, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	came("created", func() error { return os.WriteFile(path, nil, 0o600) })
+	if len(a.came) != 0 {
+		t.Error("another file is told, too")
+	}
+	came("its rights change", func() error { return os.Chmod(path, 0o644) })
+	came("moved there", func() error { return os.Rename(other, path) })
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the watch ends with the directory", func() bool {
+		select {
+		case _, ok := <-a.came:
+			return !ok
+		default:
+			return false
+		}
+	})
+}
+
+// A guest that was switched off for so long that nobody tries its socket any more is back when its machine is.
+func TestLongOff(t *testing.T) {
+	r := newRig(t)
+	r.red.off()
+	time.Sleep(2 * maxDelay)
+	r.red.on(t)
+	eventually(t, "it is back", func() bool { return r.guests[0].sender.Load() != nil })
+	r.chord(hid.Key1)
+	r.shows(red)
 }

@@ -35,6 +35,11 @@ func subcommands() []subcommand {
 		{"throughput", "throughput [-send] [-bytes N] NETWORK ADDRESS: move N bytes to or from a sink, print JSON", throughput},
 		{"blkread", "blkread [-size N] [-count N] [-random] [-depth N] DEVICE: read a block device past the page cache, print JSON", blkread},
 		{"counter", "counter [-every D]: print a counter and the clocks", counter},
+		{"screen", "screen: write what the first monitor shows to standard output, as PNG", screen},
+		{"paint", "paint X Y DURATION: draw the PNG picture on standard input on the first monitor, behind the desktop's back", paint},
+		{"keys", "keys: print the keys and buttons of all input devices, as CODE VALUE", keys},
+		{"follow", "follow PATH: print what is appended to a file from now on", followFile},
+		{"blink", "blink DURATION: switch a keyboard light on and off as fast as can be, print how often", blink},
 	}
 }
 

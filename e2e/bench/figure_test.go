@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -149,5 +150,46 @@ func TestResident(t *testing.T) {
 	}
 	if _, err := resident(strings.NewReader(strings.ReplaceAll(smaps, "rw-", "r--"))); err == nil {
 		t.Error("a process without guest RAM is measured")
+	}
+}
+
+// Each sleep is a run of the thread that wakes.
+func TestRuns(t *testing.T) {
+	before, err := runs(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		time.Sleep(time.Millisecond)
+	}
+	after, err := runs(os.Getpid())
+	if err != nil || after < before+25 {
+		t.Errorf("%d runs, then %d, %v", before, after, err)
+	}
+	if n, err := runs(1 << 30); err == nil {
+		t.Errorf("%d runs of a process that is not", n)
+	}
+}
+
+func TestAwaitGuests(t *testing.T) {
+	const two = `{"event":"focus","new":"a"}` + "\n" + `{"event":"guest","guest":"a","there":true}` + "\n" + `{"event":"guest","guest":"b","there":true}` + "\n"
+	if err := awaitGuests(strings.NewReader(two), 2); err != nil {
+		t.Error(err)
+	}
+	for _, wrong := range []string{two, "x\n"} {
+		if err := awaitGuests(strings.NewReader(wrong), 3); err == nil {
+			t.Errorf("three guests are in %q", wrong)
+		}
+	}
+}
+
+// The pictures' figures can be measured.
+func TestUpdates(t *testing.T) {
+	for _, f := range updates(t.TempDir()) {
+		f.runs = 1
+		r, err := f.measure(t.Context())
+		if err != nil || r.Ours <= 0 || r.Peer != nil && *r.Peer <= 0 {
+			t.Errorf("%s: %+v, %v", f.name, r, err)
+		}
 	}
 }

@@ -19,7 +19,12 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout)
+	var err error
+	if other := otherSide(os.Args[1:]); other != nil {
+		err = other()
+	} else {
+		err = run(ctx, os.Args[1:], os.Stdout)
+	}
 	stop()
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -27,11 +32,24 @@ func main() {
 	}
 }
 
+// otherSide returns what this process is to do if it was started by another one of this program, to stand for the machines of
+// guests; else nil.
+func otherSide(args []string) func() error {
+	switch {
+	case len(args) == 4 && args[0] == screensCommand:
+		return func() error { return serveScreens(args[1:]) }
+	case len(args) == 2 && args[0] == keyGuestCommand:
+		return func() error { return serveKeyGuest(args[1]) }
+	}
+	return nil
+}
+
 func run(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	only := fs.String("only", "", "measure the figures whose name matches this `pattern`")
 	file := fs.String("out", filepath.Join("out", "bench.json"), "`file` for the results")
 	vmm := fs.String("vmm", filepath.Join("bin", "lodge-vmm"), "the VMM to measure")
+	seat := fs.String("seat", filepath.Join("bin", "lodge-seat"), "the seat to measure")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -50,7 +68,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	guests := &pair{vmm: *vmm}
 	var results []result
 	var errs []error
-	for _, f := range figures(*vmm, dir, guests) {
+	for _, f := range figures(*vmm, *seat, dir, guests) {
 		if !pattern.MatchString(f.name) {
 			continue
 		}
@@ -73,8 +91,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 }
 
 // figures are all that can be measured. guests, which is started when one of them needs it, is the caller's to close.
-func figures(vmm, dir string, guests *pair) []figure {
-	return slices.Concat(processes(vmm, dir), []figure{exits(dir), restore(dir)}, []figure{starts(vmm)}, transfers(guests))
+func figures(vmm, seat, dir string, guests *pair) []figure {
+	return slices.Concat(processes(vmm, dir), []figure{exits(dir), restore(dir)}, switches(dir), []figure{keys(dir)}, updates(dir), []figure{idle(seat, dir)}, []figure{starts(vmm)}, transfers(guests))
 }
 
 func write(file string, results []result) error {

@@ -23,6 +23,7 @@ type Host struct {
 	VMM      string                    // path of lodge-vmm there
 	Netstack string                    // path of netstack, for StartNetwork
 	Agent    string                    // path of the agent, for its small servers
+	Firmware string                    // path of SeaBIOS there
 	Run      string                    // directory for sockets and definitions
 	Of       func(arch string) BootSet // what guests of an architecture boot from
 }
@@ -44,6 +45,7 @@ type Config struct {
 	Cmdline  string // added to the kernel's command line
 	Disk     string // in place of the architecture's
 	Initrd   string // in place of the architecture's
+	BootDisk string // a disk that the firmware starts, in place of a kernel; its kernel finds the guest's disk as /dev/vdb
 	Extra    string // TOML that is appended, such as [[nic]] tables
 	Flags    string // keys of the definition's top level, such as "balloon = true"
 	Console  io.Writer
@@ -79,8 +81,12 @@ func (h *Host) Definition(c Config) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "name = %q\ncpus = %d\nmemory = \"%dM\"\ncontrol = %q\n%s\n",
 		c.Name, max(c.CPUs, 1), c.MemoryMB, h.Path(c.Name, ".sock"), c.Flags)
-	fmt.Fprintf(&b, "[boot]\nkernel = %q\ninitrd = %q\ncmdline = \"console=ttyS0 root=/dev/vda rw panic=-1 quiet lodge.name=%s%s\"\n",
-		set.Kernel, set.Initrd, c.Name, spaced(set.Cmdline)+spaced(c.Cmdline))
+	if c.BootDisk != "" {
+		fmt.Fprintf(&b, "[boot]\nfirmware = %q\n[[disk]]\nname = \"boot\"\npath = %q\nreadonly = true\n", h.Firmware, c.BootDisk)
+	} else {
+		fmt.Fprintf(&b, "[boot]\nkernel = %q\ninitrd = %q\ncmdline = \"console=ttyS0 root=/dev/vda rw panic=-1 quiet lodge.name=%s%s\"\n",
+			set.Kernel, set.Initrd, c.Name, spaced(set.Cmdline)+spaced(c.Cmdline))
+	}
 	fmt.Fprintf(&b, "[[disk]]\nname = \"root\"\npath = %q\n", set.Disk)
 	if c.CID != 0 {
 		fmt.Fprintf(&b, "[vsock]\ncid = %d\npath = %q\n", c.CID, h.Path(c.Name, ".vsock"))

@@ -26,7 +26,7 @@ func Tools(ctx context.Context, b *image.Builder, vmm string) (map[string]string
 // InNotebook returns the notebook nb as a Host. It was started with Tools.
 func InNotebook(nb *notebook.Notebook) *Host {
 	return &Host{
-		Client: nb.Client, VMM: "/tools/bin/lodge-vmm", Netstack: "/tools/bin/netstack", Agent: "/bin/agent", Run: "/run",
+		Client: nb.Client, VMM: "/tools/bin/lodge-vmm", Netstack: "/tools/bin/netstack", Agent: "/bin/agent", Firmware: seabios, Run: "/run",
 		Of: func(arch string) BootSet {
 			dir := "/guests/" + arch
 			set := BootSet{Kernel: dir + "/" + kernelOf(arch), Initrd: dir + "/initrd", Disk: "/disk/" + arch}
@@ -37,6 +37,9 @@ func InNotebook(nb *notebook.Notebook) *Host {
 		},
 	}
 }
+
+// seabios is where Debian's package of that name has it.
+const seabios = "/usr/share/seabios/bios-256k.bin"
 
 // kernelOf returns the form in which an architecture's kernel starts: Debian's 686 kernel has no PVH entry and comes as a
 // bzImage, which unpacks itself in the guest.
@@ -84,7 +87,7 @@ func Local(ctx context.Context, b *image.Builder, vmm string) (h *Host, closeHos
 	if err != nil {
 		return nil, nil, err
 	}
-	h = &Host{Client: client, VMM: vmm, Netstack: netstack, Agent: agent, Run: dir, Of: func(arch string) BootSet { return sets[arch] }}
+	h = &Host{Client: client, VMM: vmm, Netstack: netstack, Agent: agent, Firmware: seabios, Run: dir, Of: func(arch string) BootSet { return sets[arch] }}
 	return h, func() error { return errors.Join(client.Close(), cleanUp()) }, nil
 }
 

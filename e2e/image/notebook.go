@@ -20,7 +20,7 @@ type Notebook struct {
 var notebookModules = [...]string{
 	"virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay", // needed before the disk is there
 	"kvm-amd", "irqbypass", "ccp", "vfio-pci", "vfio_iommu_type1", "msr",
-	"virtio_net", "virtio_input", "virtio-gpu", "virtio_console", "virtio_rng", "virtio_balloon", "bochs", "e1000e", "nvme",
+	"virtio_net", "virtio_input", "virtio-gpu", "vgem", "cirrus", "virtio_console", "virtio_rng", "virtio_balloon", "bochs", "e1000e", "nvme",
 	"xhci-pci", "usb-storage", "uas", "usbhid", "hid-generic", "evdev", "psmouse", "uinput", "uhid", "usbmon", "sd_mod",
 	"snd-usb-audio", "battery", "ac", "button", "qemu_fw_cfg",
 	"tun", "bridge", "veth", "vhost_net", "vhost_vsock", "vmw_vsock_virtio_transport", "vsock_loopback",

@@ -27,6 +27,8 @@ type Config struct {
 	// Args are further arguments of QEMU, devices for instance. They must be
 	// able to be saved: not nvme, amd-iommu, usb-serial or 9p.
 	Args []string
+	// Display is QEMU's -display, such as gtk; "" is none.
+	Display string
 	// Append is added to the kernel's command line.
 	Append string
 	// Disks are in the notebook beside those of the guests.
@@ -38,6 +40,12 @@ type Config struct {
 	Life time.Duration
 	// Log receives progress, nil is silence.
 	Log io.Writer
+}
+
+// DisplayArgs are for Config.Args: QEMU's display can be connected to, see
+// [Notebook.Display], and has two outputs, of which the first is connected.
+func DisplayArgs() []string {
+	return []string{"-display", "dbus,p2p=yes", "-global", "virtio-gpu-device.max_outputs=2"}
 }
 
 // Disk is a virtio disk of the notebook, there as /disk/NAME. What is written to
@@ -101,7 +109,11 @@ func (c Config) args(set *image.Set, tools, console string, drives []drive) []st
 	if c.Append != "" {
 		line += " " + c.Append
 	}
-	a := append([]string{"-nodefaults", "-display", "none", "-no-reboot", "-d", "cpu_reset"}, accel...)
+	display := c.Display
+	if display == "" {
+		display = "none"
+	}
+	a := append([]string{"-nodefaults", "-display", display, "-no-reboot", "-d", "cpu_reset"}, accel...)
 	a = append(a,
 		"-M", "q35,sata=off,kernel-irqchip=split", "-cpu", processor,
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.Itoa(c.Memory),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -144,16 +145,6 @@ func (n *Notebook) QMP(ctx context.Context, command string, args any) (json.RawM
 	return n.qmp.do(ctx, command, args)
 }
 
-// Monitor executes a command of QEMU's human monitor and returns what it prints.
-func (n *Notebook) Monitor(ctx context.Context, line string) (string, error) {
-	r, err := n.QMP(ctx, "human-monitor-command", map[string]string{"command-line": line})
-	if err != nil {
-		return "", err
-	}
-	var s string
-	return s, json.Unmarshal(r, &s)
-}
-
 // WaitEvent waits until QEMU has reported an event ("SUSPEND") more than seen
 // times since the start and returns how often it has.
 func (n *Notebook) WaitEvent(ctx context.Context, event string, seen int) (int, error) {
@@ -184,6 +175,25 @@ func (n *Notebook) Screendump(ctx context.Context, device string, head int) ([]b
 		return nil, err
 	}
 	return os.ReadFile(f)
+}
+
+// Display connects to what QEMU shows and what it is told of its monitors, by
+// org.qemu.Display1. The notebook needs DisplayArgs in its Config.Args.
+func (n *Notebook) Display(ctx context.Context) (*net.UnixConn, error) {
+	theirs, ours, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	const name = "display"
+	_, err = n.qmp.do(ctx, "getfd", map[string]string{"fdname": name}, int(theirs.Fd()))
+	if err == nil {
+		_, err = n.QMP(ctx, "add_client", map[string]string{"protocol": "@dbus-display", "fdname": name})
+	}
+	if err != nil {
+		return nil, errors.Join(err, ours.Close())
+	}
+	return ours, nil
 }
 
 // Console returns what the notebook's own kernel and init have written since

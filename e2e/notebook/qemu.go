@@ -18,7 +18,7 @@ import (
 type process struct {
 	cmd        *exec.Cmd
 	log        string
-	qmp, agent net.Conn
+	qmp, agent *net.UnixConn
 	life       *time.Timer
 	done       chan struct{} // closed when it has ended
 	err        error         // how
@@ -36,7 +36,7 @@ func startQEMU(log string, life time.Duration, args []string) (*process, error) 
 	p.cmd = exec.Command("qemu-system-x86_64", args...)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	for _, c := range []*net.Conn{&p.qmp, &p.agent} { // in the order of fdQMP and fdAgent
+	for _, c := range []**net.UnixConn{&p.qmp, &p.agent} { // in the order of fdQMP and fdAgent
 		theirs, ours, err := socketPair()
 		if err != nil {
 			return nil, err
@@ -65,7 +65,7 @@ func startQEMU(log string, life time.Duration, args []string) (*process, error) 
 	return p, nil
 }
 
-func socketPair() (theirs *os.File, ours net.Conn, err error) {
+func socketPair() (theirs *os.File, ours *net.UnixConn, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
@@ -73,11 +73,12 @@ func socketPair() (theirs *os.File, ours net.Conn, err error) {
 	f := os.NewFile(uintptr(fds[0]), "ours")
 	defer f.Close() // FileConn has its own copy
 	theirs = os.NewFile(uintptr(fds[1]), "theirs")
-	if ours, err = net.FileConn(f); err != nil {
+	conn, err := net.FileConn(f)
+	if err != nil {
 		theirs.Close()
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	return theirs, ours, nil
+	return theirs, conn.(*net.UnixConn), nil // which it is
 }
 
 // explain adds to an error what QEMU itself said.

@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"net"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // qmp speaks QEMU's machine protocol.
 type qmp struct {
-	conn net.Conn
+	conn *net.UnixConn
 	call sync.Mutex // one command at a time
 	// replies carries the answer to the one command under way.
 	replies chan qmpMessage
@@ -35,7 +37,7 @@ type qmpMessage struct {
 	} `json:"data"`
 }
 
-func newQMP(ctx context.Context, conn net.Conn) (*qmp, error) {
+func newQMP(ctx context.Context, conn *net.UnixConn) (*qmp, error) {
 	q := &qmp{
 		conn: conn, replies: make(chan qmpMessage, 1), done: make(chan struct{}),
 		events: map[string]int{}, change: make(chan struct{}),
@@ -75,7 +77,8 @@ func (q *qmp) read() {
 	}
 }
 
-func (q *qmp) do(ctx context.Context, command string, args any) (json.RawMessage, error) {
+// do executes a command. fds travel with it: getfd takes one.
+func (q *qmp) do(ctx context.Context, command string, args any, fds ...int) (json.RawMessage, error) {
 	q.call.Lock()
 	defer q.call.Unlock()
 	msg := map[string]any{"execute": command}
@@ -90,7 +93,7 @@ func (q *qmp) do(ctx context.Context, command string, args any) (json.RawMessage
 	case <-q.replies: // a late answer to a command that was given up
 	default:
 	}
-	if _, err := q.conn.Write(append(b, '\n')); err != nil {
+	if _, _, err := q.conn.WriteMsgUnix(append(b, '\n'), unix.UnixRights(fds...), nil); err != nil {
 		return nil, fmt.Errorf("qmp %s: %w", command, err)
 	}
 	select {

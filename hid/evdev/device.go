@@ -3,6 +3,7 @@ package evdev
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,20 @@ func Open(path string) (*Device, error) {
 	}
 	return open(fileNode{f}, path)
 }
+
+// NewStream returns a device whose events come from r as the kernel writes them (struct input_event), for machines without
+// one: benchmarks are run on those too. Nothing is held on it at first, and it can only be read and closed.
+func NewStream(r io.ReadCloser, info *Info) *Device {
+	return &Device{info: info, node: streamNode{r}, told: newState(info)}
+}
+
+// streamNode is a node without a kernel behind it.
+type streamNode struct{ io.ReadCloser }
+
+func (streamNode) Write([]byte) (int, error)          { return 0, unix.ENOTTY }
+func (streamNode) ioctl(uintptr, []byte) (int, error) { return 0, unix.ENOTTY }
+func (streamNode) ioctlInt(uintptr, int) error        { return unix.ENOTTY }
+func (streamNode) setMask(uint16, []byte) error       { return unix.ENOTTY }
 
 func open(n node, path string) (*Device, error) {
 	d := &Device{node: n}
@@ -61,6 +76,17 @@ func (d *Device) prepare(path string) (err error) {
 
 // Info returns what the device said of itself when it was opened. It is not to be changed.
 func (d *Device) Info() *Info { return d.info }
+
+// Held returns the keys that were held when the device was opened, before the first Read. Buttons are not among them: they
+// may mean other ones to a guest.
+func (d *Device) Held() (held hid.Keys) {
+	for code := range uint16(hid.KeyMax + 1) {
+		if code < hid.BtnMisc || code >= buttonEnd {
+			held.Set(code, d.told.keys.Has(code))
+		}
+	}
+	return held
+}
 
 // Grab takes the device for the caller alone: nothing else on the host gets its events until it is closed. It fails with
 // EBUSY if somebody else has it. Changes between Open and Grab are seen by all; a key that goes down before and up after

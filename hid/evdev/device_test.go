@@ -124,6 +124,19 @@ func TestLEDs(t *testing.T) {
 	}
 }
 
+func TestHeld(t *testing.T) {
+	f := newFake(t, keyboard)
+	f.now.keys.set(hid.KeyLeftCtrl, true)
+	f.now.keys.set(hid.BtnLeft, true)
+	f.now.keys.set(0x160, true)
+	var want hid.Keys
+	want.Set(hid.KeyLeftCtrl, true)
+	want.Set(0x160, true)
+	if got := f.start(t).Held(); got != want {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
 func TestSwitches(t *testing.T) {
 	f := newFake(t, Info{SW: bitsOf(hid.EVSW, 0, 1)})
 	f.now.sw.set(0, true)
@@ -387,4 +400,35 @@ func FuzzStream(f *testing.F) {
 			})
 		}
 	})
+}
+
+func TestStream(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	d := NewStream(r, &Info{Path: "a stream"})
+	var p []byte
+	for _, e := range []hid.Event{{Type: hid.EVKey, Code: hid.KeyA, Value: 1}, {}, {Type: hid.EVKey, Code: hid.KeyA, Value: 1}, {}, {Type: hid.EVKey, Code: hid.KeyA}, {}} {
+		p = putEvent(p, e)
+	}
+	if _, err := w.Write(p); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int32{1, 0} { // a press of what is down says nothing new
+		r, err := d.Read()
+		if err != nil || len(r.Events) != 1 || r.Events[0] != (hid.Event{Type: hid.EVKey, Code: hid.KeyA, Value: want}) {
+			t.Errorf("%+v, %v, want %d", r, err, want)
+		}
+	}
+	if err := d.Grab(); err == nil {
+		t.Error("a stream is grabbed")
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.Read(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
 }

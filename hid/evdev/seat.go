@@ -19,7 +19,8 @@ import (
 // Config is what a Seat is made from.
 type Config struct {
 	// Use says whether a device is to be used. If it is nil, those are that have something for a guest (keyboards, mice,
-	// touch devices, tablets) or are a power button or switches. Others stay with whoever has them.
+	// touch devices, tablets) and, if Raw takes them, power buttons and switches. Others stay with whoever has them: a lid
+	// that is grabbed and not looked at would never suspend the machine.
 	Use func(*Info) bool
 	// Options says what a person wants of a device. If it is nil, nothing special.
 	Options func(*Info) Options
@@ -28,7 +29,7 @@ type Config struct {
 	// used again. They are called by the device's goroutine, as Input is: each device for itself, two devices at once.
 	Plugged   func(id int, d *Device)
 	Unplugged func(id int)
-	// Input takes what is for guests. The batch is good until it returns.
+	// Input takes what is for guests: of the power button, nothing. The batch is good until it returns.
 	Input func(id int, at time.Duration, batch []hid.Event)
 	// Raw takes each report as it is, before Input: for switches and power buttons. It may be nil.
 	Raw func(id int, r Report)
@@ -78,7 +79,11 @@ const (
 // NewSeat returns a seat, which has no devices before Run.
 func NewSeat(cfg Config) *Seat {
 	if cfg.Use == nil {
-		cfg.Use = func(i *Info) bool { return i.Kind()&(forGuests|PowerButton|Switches) != 0 }
+		use := forGuests
+		if cfg.Raw != nil {
+			use |= PowerButton | Switches
+		}
+		cfg.Use = func(i *Info) bool { return i.Kind()&use != 0 }
 	}
 	if cfg.Options == nil {
 		cfg.Options = func(*Info) Options { return Options{} }
@@ -289,6 +294,8 @@ func (s *Seat) read(ctx context.Context, d *Device) error {
 		if s.cfg.Raw != nil {
 			s.cfg.Raw(id, r)
 		}
-		t.Translate(r, send)
+		if d.Info().Kind()&forGuests != 0 {
+			t.Translate(r, send)
+		}
 	}
 }

@@ -211,6 +211,30 @@ func TestSeat(t *testing.T) {
 	}
 }
 
+// The power button and the lid are the host's: no guest hears of them, and where nobody asks for them they stay with whoever
+// has them.
+func TestSeatPower(t *testing.T) {
+	power := Info{Name: "Power Button", Keys: bitsOf(hid.EVKey, hid.KeyPower)}
+	b := newBench(t)
+	f := b.put("event0", power)
+	b.run()
+	b.want("1 plugged: power button")
+	f.send(t, stream(0, fmt.Sprintf("key %d=1", hid.KeyPower), "syn", fmt.Sprintf("key %d=0", hid.KeyPower), "syn"))
+	b.want("1 raw key 116=1", "1 raw key 116=0")
+
+	b = newBench(t)
+	cfg := b.seat.cfg
+	cfg.Raw, cfg.Use = nil, nil
+	b.seat = NewSeat(cfg)
+	b.put("event0", power)
+	b.put("event1", lid)
+	b.run()
+	b.event("add", "event1")
+	b.put("event2", keyboard)
+	b.event("add", "event2")
+	b.want("1 plugged: keyboard")
+}
+
 // A node that cannot be opened yet, or is grabbed by another program, is tried again.
 func TestSeatRetries(t *testing.T) {
 	b := newBench(t)

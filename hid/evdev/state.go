@@ -22,18 +22,24 @@ const trackingID = hid.AbsMTTrackingID - hid.AbsMTTouchMajor
 
 func isContactAxis(code uint16) bool { return code >= hid.AbsMTTouchMajor && code <= hid.AbsMTToolY }
 
+// newState is that of a device on which nothing is touched.
+func newState(info *Info) *state {
+	s := &state{keys: make(Bits, roomKeys), sw: make(Bits, roomSmall), slots: make([]contactState, info.slots())}
+	for i := range s.slots {
+		s.slots[i][trackingID] = -1
+	}
+	return s
+}
+
 // readState asks a device where everything is. By asking for keys the kernel drops the changes of keys that are in its
 // queue: what is read is never contradicted by something older.
 func readState(n node, info *Info) (*state, error) {
-	s := &state{keys: make(Bits, roomKeys), sw: make(Bits, roomSmall), slots: make([]contactState, info.slots())}
+	s := newState(info)
 	if _, err := n.ioctl(evioCGKey(roomKeys), s.keys); err != nil {
 		return nil, fmt.Errorf("EVIOCGKEY: %w", err)
 	}
 	if _, err := n.ioctl(evioCGSW(roomSmall), s.sw); err != nil {
 		return nil, fmt.Errorf("EVIOCGSW: %w", err)
-	}
-	for i := range s.slots {
-		s.slots[i][trackingID] = -1
 	}
 	for code := range info.Axes {
 		switch {

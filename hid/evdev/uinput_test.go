@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -351,10 +352,13 @@ func TestUinputSeat(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	want := func(want string) {
+	want := func(want string, before ...string) { // perhaps after what before says
 		t.Helper()
 		select {
 		case got := <-events:
+			if slices.Contains(before, got) {
+				got = <-events
+			}
 			if got != want {
 				t.Fatalf("%s, want %s", got, want)
 			}
@@ -368,7 +372,7 @@ func TestUinputSeat(t *testing.T) {
 		v.send("key 30=1", "syn")
 		want("key 30=1")
 		v.destroy()
-		want("unplugged")
+		want("unplugged", "key 30=0") // the kernel releases what is held, and we may or may not be in time to read it
 	}
 	cancel()
 	if err := <-ended; err != nil {

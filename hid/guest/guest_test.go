@@ -120,6 +120,11 @@ func TestRouting(t *testing.T) {
 			[]string{"tablet: rel8 -1, rel11 -120", "mouse: rel0 1, rel6 2, rel12 240"}},
 		{"a fine wheel", all, [][]hid.Event{{rel(hid.RelWheelHiRes, 70)}, {rel(hid.RelWheelHiRes, 70)}, {rel(hid.RelWheelHiRes, -110)}, {rel(hid.RelWheelHiRes, -10)}},
 			[]string{"tablet: rel11 70", "tablet: rel8 1, rel11 70", "tablet: rel11 -110", "tablet: rel8 -1, rel11 -10"}},
+		// As Linux tells them of most mice: the first notch is full at a half, the others after a whole one, and what there is
+		// of one is forgotten when the wheel rests (between the 50 and the 60).
+		{"a wheel that counts its notches", all, [][]hid.Event{{rel(hid.RelWheelHiRes, 40)}, {rel(hid.RelWheel, 1), rel(hid.RelWheelHiRes, 40)},
+			{rel(hid.RelWheelHiRes, 80)}, {rel(hid.RelWheelHiRes, 50)}, {rel(hid.RelWheel, 1), rel(hid.RelWheelHiRes, 60)}, {rel(hid.RelWheelHiRes, -100)}},
+			[]string{"tablet: rel11 40", "tablet: rel8 1, rel11 40", "tablet: rel11 80", "tablet: rel11 50", "tablet: rel8 1, rel11 60", "tablet: rel11 -100"}},
 		{"a wheel with both", all, [][]hid.Event{{rel(hid.RelWheel, 1), rel(hid.RelWheelHiRes, 100)}}, []string{"tablet: rel8 1, rel11 100"}},
 		{"positions without a tablet", old, [][]hid.Event{{abs(hid.AbsX, 0x4000), abs(hid.AbsY, 0x4000)}, {abs(hid.AbsX, 0x4100), abs(hid.AbsY, 0x3fff)},
 			{abs(hid.AbsX, 0x4101), key(hid.BtnLeft, 1)}, {abs(hid.AbsX, 0xffff)}},

@@ -10,6 +10,7 @@ type wheel struct {
 	notches, fine       int32 // of a batch
 	hasNotches, hasFine bool
 	rest                int32 // since the last notch
+	told                bool  // the sender tells notches beside the fine motion: it counts them
 }
 
 // Send implements hid.Sink. It hands each device its part of the batch, if there is any, as a batch.
@@ -101,14 +102,17 @@ func (g *Input) rel(e hid.Event) {
 }
 
 // turn sends what a wheel has turned, in both codes: a guest looks at one of them. What the sender has in one alone is
-// completed.
+// completed. Linux tells fine motion in each report, and a notch in those in which one is full by its own count, which forgets
+// what it has after a while: from the first such report on nothing is added, or notches would be counted twice.
 func (g *Input) turn(w *wheel, notches, fine uint16) {
 	switch {
 	case !w.hasNotches && !w.hasFine:
 		return
 	case !w.hasFine:
 		w.fine = w.notches * hiRes
-	case !w.hasNotches:
+	case w.hasNotches:
+		w.told, w.rest = true, 0
+	case !w.told:
 		if w.rest > 0 != (w.fine > 0) {
 			w.rest = 0 // the other way: the next notch is a whole one
 		}
@@ -122,7 +126,7 @@ func (g *Input) turn(w *wheel, notches, fine uint16) {
 	if w.fine != 0 {
 		g.put(g.pointer, hid.Event{Type: hid.EVRel, Code: fine, Value: w.fine})
 	}
-	*w = wheel{rest: w.rest}
+	*w = wheel{rest: w.rest, told: w.told}
 }
 
 // The screen of a guest that has not been said to be of another size, in pixels.

@@ -40,7 +40,8 @@ func modifier(code uint16) Mods {
 	return 0
 }
 
-// Chord is a key that is pressed while certain modifiers, and no others, are held. The zero Chord is never pressed.
+// Chord is a key that is pressed while certain modifiers, and no others, are held. The zero Chord is never pressed. For the
+// attention key other modifiers may be held too: a keyboard on which one is stuck must not keep a person from it.
 type Chord struct {
 	Mods Mods
 	Key  uint16 // the trigger: a key that is no modifier, or a button
@@ -167,6 +168,14 @@ type binding struct {
 	do action
 }
 
+// pressed reports whether its trigger is the chord's while held are the modifiers.
+func (b *binding) pressed(held Mods) bool {
+	if b.do == attend {
+		held &= b.Mods
+	}
+	return held == b.Mods
+}
+
 // bindings returns the chords that there are, the attention key first.
 func (c *Chords) bindings() ([]binding, error) {
 	attention := c.Attention
@@ -186,7 +195,7 @@ func (c *Chords) bindings() ([]binding, error) {
 			return nil, fmt.Errorf("chord for %v: its key is a modifier, or none at all", b.do)
 		}
 		for _, h := range have {
-			if h.Chord == b.Chord {
+			if h.Key == b.Key && h.pressed(b.Mods) {
 				return nil, fmt.Errorf("chord %v is for %v and for %v: change one of them", b.Chord, h.do, b.do)
 			}
 		}

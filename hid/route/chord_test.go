@@ -72,9 +72,12 @@ func TestChordsConfig(t *testing.T) {
 	}
 	for want, change := range map[string]func(*Chords){
 		"router: chord ctrl+alt+esc is for attention and for slot 3: change one of them": func(c *Chords) { c.Slots[2] = Chord{Ctrl | Alt, hid.KeyEsc} },
-		"router: chord ctrl+alt+tab is for right and for last: change one of them":       func(c *Chords) { c.Right = c.Last },
-		"router: chord for left: its key is a modifier, or none at all":                  func(c *Chords) { c.Left.Key = hid.KeyLeftShift },
-		"router: chord for attention: its key is a modifier, or none at all":             func(c *Chords) { c.Attention.Key = 0xffff },
+		"router: chord ctrl+alt+shift+esc is for attention and for left: change one of them": func(c *Chords) {
+			c.Left = Chord{Ctrl | Alt | Shift, hid.KeyEsc}
+		},
+		"router: chord ctrl+alt+tab is for right and for last: change one of them": func(c *Chords) { c.Right = c.Last },
+		"router: chord for left: its key is a modifier, or none at all":            func(c *Chords) { c.Left.Key = hid.KeyLeftShift },
+		"router: chord for attention: its key is a modifier, or none at all":       func(c *Chords) { c.Attention.Key = 0xffff },
 	} {
 		c := DefaultChords()
 		change(&c)

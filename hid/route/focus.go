@@ -47,15 +47,32 @@ func (r *Router) settle(why Reason) {
 func (r *Router) choose(t *target, why Reason) {
 	r.atConsole = t == r.console
 	if !r.atConsole {
-		t.used = true
-		i := slices.Index(r.order, t)
-		copy(r.order[1:i+1], r.order[:i])
-		r.order[0] = t
+		r.first(t)
 	}
 	if t == r.focus && r.pointer != t {
 		r.aim(t)
 	}
 	r.settle(why)
+}
+
+// first makes a guest the one that had the focus last.
+func (r *Router) first(t *target) {
+	t.used = true
+	i := slices.Index(r.order, t)
+	copy(r.order[1:i+1], r.order[:i])
+	r.order[0] = t
+}
+
+// stay is the user's wish to be where the focus is: there is typing or clicking. If it is there only until another guest
+// comes back, that one does not get it any more, or it could choose the moment when a password is typed.
+func (r *Router) stay() {
+	switch {
+	case r.locked:
+	case r.focus == r.console:
+		r.atConsole = true
+	default:
+		r.first(r.focus)
+	}
 }
 
 // aim lets t have the motion.

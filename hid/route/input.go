@@ -30,6 +30,21 @@ func (r *Router) Input(dev Device, at time.Duration, batch []hid.Event) {
 	r.flush()
 }
 
+// Plug says that a device is there, before its first Input, and which keys are held on it already. Nobody has got their
+// presses, nor will get their releases, but they are the modifiers of chords: who comes back from another terminal by
+// Ctrl+Alt+F2 need not let go before the next chord.
+func (r *Router) Plug(dev Device, held hid.Keys) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.devices[dev] != nil {
+		return
+	}
+	r.devices[dev] = &device{held: held}
+	for code := range held.All() {
+		r.down[code]++
+	}
+}
+
 // Unplug says that a device is gone: what is held on it is released.
 func (r *Router) Unplug(dev Device) {
 	r.mu.Lock()
@@ -53,7 +68,14 @@ func (r *Router) key(d *device, e hid.Event) {
 	case e.Value == keyDown && !held:
 		d.held.Set(e.Code, true)
 		r.down[e.Code]++
-		if r.down[e.Code] == 1 {
+		do, ok := r.bound(e.Code)
+		switch {
+		case ok && do == attend: // also if another keyboard holds its key down, perhaps for good
+			r.act(attend)
+		case r.down[e.Code] > 1:
+		case ok:
+			r.act(do)
+		default:
 			r.press(e.Code)
 		}
 	case e.Value == keyUp && held:
@@ -75,19 +97,27 @@ const (
 	keyRepeat = 2
 )
 
-// press is a key that was held nowhere, and now is.
-func (r *Router) press(code uint16) {
-	if modifier(code) == 0 {
-		held := r.modifiers()
-		for i := range r.bindings {
-			if b := &r.bindings[i]; b.Key == code && b.Mods == held {
-				r.act(b.do)
-				return
-			}
+// bound returns what a key is the trigger of, with the modifiers that are held.
+func (r *Router) bound(code uint16) (do action, ok bool) {
+	if modifier(code) != 0 {
+		return 0, false
+	}
+	held := r.modifiers()
+	for i := range r.bindings {
+		if b := &r.bindings[i]; b.Key == code && b.pressed(held) {
+			return b.do, true
 		}
 	}
+	return 0, false
+}
+
+// press is a key that was held nowhere, and now is, and no chord's trigger.
+func (r *Router) press(code uint16) {
 	if isButton(code) && r.pointer != r.focus {
 		r.choose(r.pointer, ByClick)
+	}
+	if modifier(code) == 0 {
+		r.stay()
 	}
 	r.sent.Set(code, true)
 	r.out = append(r.out, hid.Event{Type: hid.EVKey, Code: code, Value: keyDown})

@@ -132,10 +132,10 @@ func (w *world) held(codes ...uint16) bool {
 // send gives the router a key event. It knows by itself what is a chord.
 func (w *world) send(dev int, code uint16, value int32) {
 	first := value == keyDown && !w.held(code)
-	chord := w.held(hid.KeyLeftCtrl, hid.KeyRightCtrl) && w.held(hid.KeyLeftAlt, hid.KeyRightAlt) &&
-		!w.held(hid.KeyLeftShift, hid.KeyRightShift, hid.KeyLeftMeta, hid.KeyRightMeta)
-	attends := first && chord && code == hid.KeyEsc
-	if first && chord && (code >= hid.Key1 && code <= hid.Key9 || attends || code == hid.KeyTab || code == hid.KeyLeft) {
+	attention := w.held(hid.KeyLeftCtrl, hid.KeyRightCtrl) && w.held(hid.KeyLeftAlt, hid.KeyRightAlt)
+	chord := attention && !w.held(hid.KeyLeftShift, hid.KeyRightShift, hid.KeyLeftMeta, hid.KeyRightMeta)
+	attends := value == keyDown && !w.devices[dev].Has(code) && attention && code == hid.KeyEsc
+	if attends || first && chord && (code >= hid.Key1 && code <= hid.Key9 || code == hid.KeyTab || code == hid.KeyLeft) {
 		w.triggers.Set(code, true)
 	}
 	switch value {

@@ -220,8 +220,8 @@ func (r *Router) Remove(name string) error {
 }
 
 // Down says that a guest takes no input for now, and why: Died, Slept or Rebooting. If it had the focus, that goes to the
-// one before it; a guest that reboots gets it again when it is Up, unless the user has chosen another meanwhile. A console
-// that the user has called keeps it until it is left.
+// one before it; a guest that reboots gets it again when it is Up, unless the user has chosen another meanwhile, or typed or
+// clicked where the focus was. A console that the user has called keeps it until it is left.
 func (r *Router) Down(name string, why Reason) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -280,6 +280,21 @@ func (r *Router) SetFocus(name string) error {
 		return fmt.Errorf("guest %q: cannot have the focus: it is not running", name)
 	}
 	r.choose(t, ByRequest)
+	return nil
+}
+
+// Offer gives the focus to a guest that is up, if it is the console's only because nobody else has had it: not if the user has
+// called the console or types there.
+func (r *Router) Offer(name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t, err := r.guest(name)
+	if err != nil {
+		return err
+	}
+	if t.up && r.focus == r.console && !r.atConsole && !r.locked {
+		r.choose(t, ByRequest)
+	}
 	return nil
 }
 

@@ -364,12 +364,80 @@ func TestAttention(t *testing.T) {
 			console -leftalt -leftctrl
 			attention
 			focus (console)→a unlocked`},
+		{"another keyboard's key is stuck", "kbd2: +esc \n kbd: +leftctrl,+leftalt,+esc -esc \n kbd2: *esc -esc", `
+			a +esc
+			a +leftctrl +leftalt
+			a -esc -leftalt -leftctrl
+			focus a→(console) attention
+			attention`},
+		{"a modifier is stuck", "kbd2: +rightshift \n kbd: +leftctrl,+leftalt,+esc,-esc,+2", `
+			a +rightshift
+			a +leftctrl +leftalt
+			a -rightshift -leftalt -leftctrl
+			focus a→(console) attention
+			attention
+			console +2`},
 		{"no guest", "remove a \n remove b \n remove c \n remove d \n kbd: +leftctrl,+leftalt,+esc", `
 			focus a→(console) died
 			console +leftctrl +leftalt
 			console -leftalt -leftctrl
 			attention`},
 	})
+}
+
+// A guest that is offered gets the focus when nobody wants it elsewhere.
+func TestOffer(t *testing.T) {
+	for name, tt := range map[string]struct {
+		script string
+		taken  bool
+	}{
+		"nobody has it":       {"", true},
+		"a modifier":          {"kbd: +leftshift -leftshift", true},
+		"typing":              {"kbd: +x -x", false},
+		"the console":         {"kbd: +leftctrl,+leftalt,+esc", false},
+		"locked":              {"lock", false},
+		"it is down":          {"down b died", false},
+		"another guest":       {"focus c", false},
+		"another one, before": {"focus c \n down c died", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSeat(t, Config{})
+			s.must(s.r.Remove("a")) // which has the focus
+			s.play(tt.script)
+			s.must(s.r.Offer("b"))
+			if got := s.r.Focus() == "b"; got != tt.taken {
+				t.Errorf("the focus is with %s", s.r.Focus())
+			}
+		})
+	}
+	if newSeat(t, Config{}).r.Offer("nobody") == nil {
+		t.Error("an unknown guest is taken")
+	}
+}
+
+// Keys that are held when a keyboard is plugged in belong to nobody, but to chords.
+func TestPlug(t *testing.T) {
+	s := newSeat(t, Config{})
+	var held hid.Keys
+	for _, code := range []uint16{hid.KeyLeftCtrl, hid.KeyLeftAlt, hid.KeyX} {
+		held.Set(code, true)
+	}
+	s.r.Plug(devices["kbd"], held)
+	s.play("kbd: *x -x +x -x +esc -esc -leftalt +y -leftctrl +z")
+	want := []string{"a +x", "a -x", "focus a→(console) attention", "attention", "console +y", "console +z"}
+	if diff := cmp.Diff(want, s.log); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	// What is unplugged holds nothing, and is not plugged in twice.
+	s.log = nil
+	s.r.Plug(devices["kbd2"], held)
+	s.r.Plug(devices["kbd2"], held)
+	s.r.Unplug(devices["kbd2"])
+	s.play("kbd: -y,-z +esc")
+	want = []string{"console -y -z", "console +esc"}
+	if diff := cmp.Diff(want, s.log); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
 }
 
 func TestLives(t *testing.T) {
@@ -386,13 +454,37 @@ func TestLives(t *testing.T) {
 			focus b→a died`},
 		{"a guest sleeps and wakes", "focus b \n down b slept \n up b", "focus a→b request\n focus b→a slept"},
 		{"all die: guests that were never looked at stay unseen", "down a died", "focus a→(console) died"},
-		{"a guest reboots", "focus b \n down b rebooting \n kbd: +x \n up b \n kbd: -x +y", `
+		{"a guest reboots", "focus b \n down b rebooting \n kbd: +leftshift \n up b \n kbd: -leftshift +y", `
+			focus a→b request
+			focus b→a rebooting
+			a +leftshift
+			a -leftshift
+			focus a→b came back
+			b +y`},
+		{"the user types during a reboot", "focus b \n down b rebooting \n kbd: +x \n up b \n kbd: -x +y \n kbd: -y,+leftctrl,+leftalt,+tab", `
 			focus a→b request
 			focus b→a rebooting
 			a +x
 			a -x
-			focus a→b came back
-			b +y`},
+			a +y
+			a -y +leftctrl +leftalt
+			a -leftalt -leftctrl
+			focus a→b chord`},
+		{"the user clicks during a reboot", "focus b \n down b rebooting \n mouse: +btn_left -btn_left \n up b", `
+			focus a→b request
+			focus b→a rebooting
+			a +btn_left
+			a -btn_left`},
+		{"the user types to the console", "down a rebooting \n kbd: +x -x \n up a \n leave", `
+			focus a→(console) rebooting
+			console +x
+			console -x
+			focus (console)→a request`},
+		{"the user types to unlock", "lock \n kbd: +x -x \n unlock", `
+			focus a→(console) locked
+			console +x
+			console -x
+			focus (console)→a unlocked`},
 		{"the only guest reboots", "down a rebooting \n up a", "focus a→(console) rebooting\n focus (console)→a came back"},
 		{"the user goes elsewhere during a reboot", "focus b \n down b rebooting \n kbd: +leftctrl,+leftalt,+4 \n up b", `
 			focus a→b request

@@ -43,9 +43,6 @@ const (
 // Window is the range of addresses from Base to Last, both within it.
 type Window struct{ Base, Last uint64 }
 
-// Len returns the number of addresses in w.
-func (w Window) Len() uint64 { return w.Last - w.Base + 1 }
-
 // Config is all that the tables say about a board.
 type Config struct {
 	APICIDs    []uint8 // local APIC identifiers of the CPUs, the boot CPU's first; 1 to 16, each less than 255

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -25,7 +26,7 @@ import (
 
 // Bounds on what a client can make a server hold.
 const (
-	maxLine    = 64 << 10 // bytes of one request
+	maxLine    = 64 << 10 // bytes of one request, and of one answer
 	maxConns   = 16
 	replyLimit = 10 * time.Second // that a client takes to read an answer
 )
@@ -134,6 +135,31 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			s.converse(ctx, conn)
 		})
 	}
+}
+
+// Listen makes a Unix socket at path that only the owner reaches. A socket that nobody serves any more is replaced.
+func Listen(path string) (*net.UnixListener, error) {
+	addr := &net.UnixAddr{Name: path, Net: "unix"}
+	l, err := net.ListenUnix("unix", addr)
+	if err != nil {
+		if conn, e := net.Dial("unix", path); e == nil {
+			conn.Close()
+			return nil, fmt.Errorf("socket %s: another process serves it: is it running already?", path)
+		}
+		if st, e := os.Lstat(path); e != nil || st.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("socket %s: %w", path, err)
+		}
+		if e := os.Remove(path); e != nil {
+			return nil, fmt.Errorf("socket %s: %w", path, e)
+		}
+		if l, err = net.ListenUnix("unix", addr); err != nil {
+			return nil, fmt.Errorf("socket %s: %w", path, err)
+		}
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("socket %s: %w", path, err), l.Close())
+	}
+	return l, nil
 }
 
 // Accept accepts a connection. It gives up when ctx ends or l is closed; other errors, such as that there are no file
@@ -296,9 +322,9 @@ func (t *teller) run(id uint64, out *json.Encoder) {
 	}
 }
 
-// Client is a connection to a Server, for one call at a time.
+// Client is a connection to a Server, for one call at a time. The server is not trusted: what it says is bounded.
 type Client struct {
-	conn net.Conn
+	conn *net.UnixConn
 	in   *bufio.Reader
 	next uint64
 }
@@ -310,7 +336,24 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control socket %s: %w: is the guest running?", path, err)
 	}
-	return &Client{conn: conn, in: bufio.NewReader(conn)}, nil
+	return &Client{conn: conn.(*net.UnixConn), in: bufio.NewReaderSize(conn, maxLine)}, nil
+}
+
+// Peer returns the process that serves the socket, as the kernel knows it (SO_PEERCRED, unix(7)).
+func (c *Client) Peer() (pid int, err error) {
+	raw, err := c.conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var asked error
+	if err := raw.Control(func(fd uintptr) { cred, asked = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, err
+	}
+	if asked != nil {
+		return 0, fmt.Errorf("control socket: who serves it: %w", asked)
+	}
+	return int(cred.Pid), nil
 }
 
 // Close closes the connection. A method that is under way is told to end.
@@ -342,9 +385,12 @@ func (c *Client) call(method string, params, result any, progress func(Progress)
 		return fmt.Errorf("%s: %w", method, err)
 	}
 	for {
-		line, err := c.in.ReadBytes('\n')
+		line, err := c.in.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {
 			return fmt.Errorf("%s: the guest's process ended", method)
+		}
+		if errors.Is(err, bufio.ErrBufferFull) {
+			return fmt.Errorf("%s: an answer of more than %d bytes", method, maxLine)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", method, err)

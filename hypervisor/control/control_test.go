@@ -1,12 +1,14 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"math"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -329,5 +331,44 @@ func TestManyConnections(t *testing.T) {
 	}
 	if err := clients[0].Call(t.Context(), "ok", nil, nil, nil); err != nil {
 		t.Errorf("an old connection: %v", err)
+	}
+}
+
+// A server that never ends its line, or is not one of ours, is given up; who it is, the kernel says.
+func TestHostileServer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st.Mode(), err)
+	}
+	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "another process serves it") {
+		t.Errorf("a second server: %v", err)
+	}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			for err == nil {
+				_, err = conn.Write(bytes.Repeat([]byte{'x'}, 4096))
+			}
+			conn.Close()
+		}
+	}()
+	c, err := Dial(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if pid, err := c.Peer(); err != nil || pid != os.Getpid() {
+		t.Errorf("process %d, %v", pid, err)
+	}
+	if err := c.Call(t.Context(), "status", nil, nil, nil); err == nil || !strings.Contains(err.Error(), "more than 65536 bytes") {
+		t.Errorf("%v", err)
 	}
 }

@@ -195,6 +195,9 @@ func (c *checker) display(d *Display) {
 	if d.ROM != "" && d.Card != CardVGA {
 		c.fail("display.rom", "display: rom belongs to card %q", CardVGA)
 	}
+	if d.Blob && d.Card == CardVGA {
+		c.fail("display.blob", "display: blob belongs to card %q", CardVirtio)
+	}
 	for _, n := range []struct {
 		key   string
 		value int

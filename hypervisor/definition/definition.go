@@ -95,6 +95,9 @@ type Display struct {
 	Width  int    `toml:"width,omitempty"` // pixels of the first mode; 1024×768 if both are missing
 	Height int    `toml:"height,omitempty"`
 	ROM    string `toml:"rom,omitempty"` // the VGA card's BIOS; Debian's if it is missing
+	// Blob lets a virtio card show pictures where the guest draws them, without a copy: the guest's memory is one that can be
+	// shared then. It needs /dev/udmabuf; without that, pictures are copied as ever.
+	Blob bool `toml:"blob,omitempty"`
 }
 
 // Size is a number of bytes below 2⁶³, written with a suffix K, M, G or T (powers of 1024), which KiB or KB and so on may

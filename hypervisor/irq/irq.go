@@ -6,12 +6,6 @@ package irq
 // devices that share it asserts it. Setting the level that it already has does nothing.
 type Line interface{ Set(level bool) error }
 
-// LineFunc is a Line made of a function.
-type LineFunc func(level bool) error
-
-// Set calls f.
-func (f LineFunc) Set(level bool) error { return f(level) }
-
 // MSI is a message-signalled interrupt: a write of Data to Addr (PCI 3.0 §6.8.1; the local APIC's format of both is in
 // the Intel SDM volume 3, §11.11).
 type MSI struct {

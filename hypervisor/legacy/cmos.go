@@ -160,17 +160,6 @@ func NewCMOS(cfg CMOSConfig) *CMOS {
 	return r
 }
 
-// Reset is the board's reset: memory and clock are the battery's, and stay.
-func (r *CMOS) Reset() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.catchUp()
-	r.index, r.indexHigh = 0, 0
-	r.ram[rtcB] &^= rtcPIE | rtcAIE | rtcUIE | rtcSQW
-	r.ram[rtcC] = 0
-	r.update()
-}
-
 // Read implements bus.Device.
 func (r *CMOS) Read(a bus.Access, p []byte) {
 	r.mu.Lock()

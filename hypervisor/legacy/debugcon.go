@@ -34,15 +34,6 @@ func NewDebugConsole(w io.Writer) *DebugConsole {
 	return d
 }
 
-// Reset is the board's reset. It ends the line.
-func (d *DebugConsole) Reset() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.line.n > 0 {
-		d.put('\n')
-	}
-}
-
 // Read implements bus.Device.
 func (d *DebugConsole) Read(a bus.Access, p []byte) {
 	for i := range p {

@@ -6,8 +6,7 @@
 // ISA bus makes of it, one access for each byte, in ascending order.
 //
 // Every device is a snap.Component and is made paused: Resume starts it, whether it is new or its state was just
-// decoded. Reset puts the registers back to what they are after power-on, as the board's reset does; it may be called
-// paused or not.
+// decoded. A reset of the board makes new ones.
 //
 // Three classic neighbours are not here. The interrupt controllers with their ELCR (0x20, 0xa0, 0x4d0), and the timer
 // with port 0x61 beside it, are KVM's: the PIT is created with KVM_PIT_SPEAKER_DUMMY, so that the kernel answers 0x61

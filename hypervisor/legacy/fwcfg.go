@@ -186,14 +186,6 @@ func (f *FWCfg) writeDirectory() {
 	f.items[FWCfgFileDir].data = dir
 }
 
-// Reset is the board's reset. Files that the guest has written stay: their content tells of guest memory, which a reset
-// does not clear either.
-func (f *FWCfg) Reset() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.key, f.offset, f.addr = 0, 0, [8]byte{}
-}
-
 // Read implements bus.Device.
 func (f *FWCfg) Read(a bus.Access, p []byte) {
 	f.mu.Lock()

@@ -119,13 +119,6 @@ func (k *I8042) Attach(port PS2Index, dev PS2Port) {
 	k.dev[port] = dev
 }
 
-// Reset is the board's reset.
-func (k *I8042) Reset() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.powerOn()
-}
-
 func (k *I8042) powerOn() {
 	k.ram = [32]uint8{kbcIntKbd | kbcIntAux | kbcSYS | kbcXlate} // where the BIOS leaves it, for guests that had none
 	k.output = kbcOutReset | kbcOutA20

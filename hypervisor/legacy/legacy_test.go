@@ -19,13 +19,7 @@ import (
 type device interface {
 	bus.Device
 	snap.Component
-	Reset()
 }
-
-// noReset gives a Reset to the device that has no state.
-type noReset struct{ *DebugExit }
-
-func (noReset) Reset() {}
 
 // withAPM reaches both of PM's devices through one range: the APM ports follow the block.
 type withAPM struct{ *PM }
@@ -79,7 +73,7 @@ func rigs() []rig {
 		{"reset", ResetPort, 1, func() (device, []*testLine) { return NewResetControl(func(ResetKind) {}), nil }},
 		{"port92", Port92, 1, func() (device, []*testLine) { return NewFastA20(func(ResetKind) {}), nil }},
 		{"debugexit", DebugExitBase, DebugExitSize, func() (device, []*testLine) {
-			return noReset{NewDebugExit(func(uint32) {})}, nil
+			return NewDebugExit(func(uint32) {}), nil
 		}},
 		{"debugcon", DebugConsolePort, 1, func() (device, []*testLine) { return NewDebugConsole(io.Discard), nil }},
 	}
@@ -188,43 +182,6 @@ func TestStateDamaged(t *testing.T) {
 				drive(d, r.base, r.size, rapid.SliceOf(rapid.Byte()).Draw(rt, "accesses"))
 				if err := d.Pause(); err != nil {
 					rt.Fatal(err)
-				}
-			})
-		})
-	}
-}
-
-// TestReset drives a device, resets it, and compares what the guest can see of it with a new one.
-func TestReset(t *testing.T) {
-	for _, r := range rigs() {
-		if r.name == "cmos" || r.name == "debugcon" { // the battery's; a line that was begun is ended
-			continue
-		}
-		t.Run(r.name, func(t *testing.T) {
-			rapid.Check(t, func(rt *rapid.T) {
-				data := rapid.SliceOfN(rapid.Byte(), 0, 200).Draw(rt, "accesses")
-				fresh, _ := r.fresh()
-				want, err := encode(fresh)
-				if err != nil {
-					rt.Fatal(err)
-				}
-				d, lines := r.fresh()
-				drive(d, r.base, r.size, data)
-				d.Reset()
-				got, err := encode(d)
-				if err != nil {
-					rt.Fatal(err)
-				}
-				if r.name == "uart" { // what was sent is on its way
-					got, want = got[:8], want[:8]
-				}
-				if diff := cmp.Diff(want, got); diff != "" {
-					rt.Fatalf("after reset (-new +reset):\n%s", diff)
-				}
-				for i, l := range lines {
-					if l.level.Load() {
-						rt.Fatalf("line %d is high", i)
-					}
 				}
 			})
 		})

@@ -126,14 +126,6 @@ func NewPM(cfg PMConfig) *PM {
 	return pm
 }
 
-// Reset is the board's reset. The timer counts on.
-func (pm *PM) Reset() {
-	pm.mu.Lock()
-	defer pm.mu.Unlock()
-	pm.reset()
-	pm.update()
-}
-
 func (pm *PM) reset() {
 	pm.status, pm.enable, pm.control = 0, 0, 0
 	if pm.acpi {

@@ -43,13 +43,6 @@ type ResetControl struct {
 // NewResetControl returns a reset control register, mapped at ResetPort, that calls reset with no lock held.
 func NewResetControl(reset func(ResetKind)) *ResetControl { return &ResetControl{reset: reset} }
 
-// Reset is the board's reset.
-func (r *ResetControl) Reset() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.value = 0
-}
-
 // Read implements bus.Device.
 func (r *ResetControl) Read(a bus.Access, p []byte) {
 	r.mu.Lock()
@@ -115,13 +108,6 @@ type FastA20 struct {
 
 // NewFastA20 returns the port, mapped at Port92. It calls reset, always with ResetINIT, with no lock held.
 func NewFastA20(reset func(ResetKind)) *FastA20 { return &FastA20{reset: reset, value: fastA20} }
-
-// Reset is the board's reset.
-func (f *FastA20) Reset() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.value = fastA20
-}
 
 // Read implements bus.Device.
 func (f *FastA20) Read(a bus.Access, p []byte) {

@@ -117,14 +117,6 @@ func NewUART(id string, line irq.Line, w io.Writer) *UART {
 	return u
 }
 
-// Reset is the board's reset. Bytes that are on their way to the host or from it stay.
-func (u *UART) Reset() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.reset()
-	u.update()
-}
-
 func (u *UART) reset() {
 	u.ier, u.fcr, u.lcr, u.mcr, u.scr = 0, 0, 0, 0, 0
 	u.dll, u.dlm = 12, 0             // 9600 baud, where the BIOS leaves it

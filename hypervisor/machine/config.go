@@ -30,6 +30,10 @@ type Config struct {
 	CPUs   int    // 1 to MaxCPUs
 	Memory uint64 // bytes, MinMemory to MaxMemory in whole pages
 
+	// SharedMemory makes the memory one whose regions have a File (mem.Alloc): for devices that share it with others. It costs
+	// what small pages cost, unless the host gives huge ones to files in memory.
+	SharedMemory bool
+
 	Boot Boot
 
 	Serial       [2]io.Writer // where COM1 and COM2 write to; nil leaves a port out

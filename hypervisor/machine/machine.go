@@ -67,7 +67,12 @@ func New(cfg Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := mem.AllocPrivate(ranges) // no device shares it with another process
+	var m *mem.Memory
+	if cfg.SharedMemory {
+		m, err = mem.Alloc(ranges, mem.AllocOptions{Huge: true})
+	} else {
+		m, err = mem.AllocPrivate(ranges)
+	}
 	if err != nil {
 		return nil, err
 	}

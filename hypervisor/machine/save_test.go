@@ -154,6 +154,32 @@ func TestSaveRestore(t *testing.T) {
 	}
 }
 
+// Memory that is to be shared has a file, in a new machine and in a restored one, however that was asked for.
+func TestSharedMemory(t *testing.T) {
+	cfg := fullBoard(t, counts, rawDisk(t, 1<<20))
+	cfg.SharedMemory = true
+	m := newMachine(t, cfg)
+	start(t, m)
+	advances(t, m)
+	if err := m.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	at, dir := counter(t, m), save(t, m, "shared")
+	again := restore(t, cfg, dir, RestoreOptions{})
+	if n := counter(t, again); n != at {
+		t.Errorf("restored at %d, saved at %d", n, at)
+	}
+	for _, m := range []*Machine{m, again} {
+		for _, r := range m.Memory().Regions() {
+			if r.File == nil {
+				t.Errorf("the region at %#x has no file", r.Base)
+			}
+		}
+	}
+	start(t, again)
+	advances(t, again)
+}
+
 // A machine with as many processors as there can be goes on on all of them, each where it was.
 func TestSaveAllCPUs(t *testing.T) {
 	const counters = 0x100

@@ -177,10 +177,10 @@ func newestVersion(id string) uint16 {
 
 // RestoreOptions says how memory comes back.
 type RestoreOptions struct {
-	// Shared brings memory back lazily into a memfd that other processes can be given. Otherwise the saved file is mapped
-	// privately, which is fastest.
+	// Shared brings memory back lazily into a memfd that other processes can be given, as Config.SharedMemory does too.
+	// Otherwise the saved file is mapped privately, which is fastest.
 	Shared bool
-	Lazy   mem.LazyOptions // with Shared
+	Lazy   mem.LazyOptions // for either
 }
 
 // Restore builds the machine that s was saved from, in the state that it was saved in. cfg must be the Config it had.
@@ -202,7 +202,7 @@ func Restore(cfg Config, s *Saved, opt RestoreOptions) (*Machine, error) {
 		return nil, fmt.Errorf("saved state %s: %w", s.dir, err)
 	}
 	var memory *mem.Memory
-	if opt.Shared {
+	if opt.Shared || cfg.SharedMemory {
 		memory, err = mem.Lazy(f, s.file.Snapshot, ranges, opt.Lazy)
 	} else {
 		memory, err = mem.MapPrivate(f, s.file.Snapshot, ranges)

@@ -236,6 +236,9 @@ func (m *Memory) WaitFilled(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// Filled reports whether WaitFilled would return at once, without an error.
+func (m *Memory) Filled() bool { return m.filling.Load() == nil }
+
 // Close unmaps the memory. No slice that Slice returned may be used afterwards, and no vCPU may run.
 func (m *Memory) Close() error {
 	if m.regions == nil {

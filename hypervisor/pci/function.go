@@ -48,7 +48,7 @@ type Config struct {
 	BARs               [6]BAR
 	ROM                []byte // the expansion ROM, which is filled up to a power of two with zeros; empty is none. Not copied
 	Fixed              []Fixed
-	DefaultInterrupt   uint8 // reset value of the Interrupt Line register
+	DefaultInterrupt   uint8 // first value of the Interrupt Line register
 	DefaultCommandBits uint16
 }
 
@@ -70,7 +70,6 @@ type Function struct {
 	mu       sync.Mutex
 	cfg      [ConfigSize]byte
 	writable [ConfigSize]byte // bits that the guest can set
-	initial  [ConfigSize]byte // value after reset
 	nextCap  int              // where the next capability goes
 	lastCap  int              // offset of the pointer to it
 	mapped   [numBARs]uint64  // where each register is mapped now
@@ -116,7 +115,6 @@ func NewFunction(c Config) (*Function, error) {
 			return nil, fmt.Errorf("%s: %w", c.Name, err)
 		}
 	}
-	f.initial = f.cfg
 	return f, nil
 }
 
@@ -180,15 +178,13 @@ func (f *Function) AddCapability(id byte, body, writable []byte) (int, error) {
 	f.cfg[f.lastCap] = byte(off)
 	f.cfg[Status] |= statusCapList
 	f.lastCap, f.nextCap = off+1, (end+3)&^3
-	f.initial = f.cfg
 	return off, nil
 }
 
-// SetRegister sets a register's reset value and the bits that the guest can change, for registers that are neither in
+// SetRegister sets a register's first value and the bits that the guest can change, for registers that are neither in
 // the header nor in a capability (a chipset's own).
 func (f *Function) SetRegister(off int, value, writable []byte) {
 	copy(f.cfg[off:], value)
-	copy(f.initial[off:], value)
 	copy(f.writable[off:], writable)
 }
 
@@ -236,20 +232,6 @@ func (f *Function) Detach() error {
 	}
 	f.env = Env{}
 	return errors.Join(errs...)
-}
-
-// Reset brings the configuration space to its reset values and unmaps every register.
-func (f *Function) Reset() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.cfg = f.initial
-	f.remap()
-	if f.msix != nil {
-		f.msix.reset()
-	}
-	f.asserted = false
-	f.updateLine()
-	f.runHooks(0, ConfigSize)
 }
 
 // ReadConfig implements ConfigSpace. Beyond ConfigSize all reads are zero.

@@ -87,24 +87,11 @@ func (m *MSIX) detach() error {
 func (m *MSIX) Cancel() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.cancelAll()
-}
-
-func (m *MSIX) cancelAll() {
 	for i := range m.n {
 		if m.vectors != nil {
 			m.vectors.Cancel(i)
 		}
 	}
-}
-
-func (m *MSIX) reset() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.maskAll()
-	m.cancelAll()
-	m.readControl()
-	m.updateAll()
 }
 
 // Enabled reports whether the guest uses MSI-X; otherwise the function interrupts by its pin.

@@ -170,18 +170,12 @@ func TestMSIXCancel(t *testing.T) {
 	r := newMSIXRig(t, 4)
 	r.program(1)
 	r.control(msixEnable)
-	cancel := map[string]func(){"cancelled": r.m.Cancel, "reset": r.f.Reset}
-	for _, name := range []string{"cancelled", "reset"} {
-		r.store32(testTable+16+12, 1)
-		r.trigger(1)
-		r.want("masked", 0b10)
-		cancel[name]()
-		r.write32(BAR0+4, testTable) // a reset unmaps it
-		r.command(CommandMemory | CommandMaster)
-		r.control(msixEnable)
-		r.program(1)
-		r.want(name, 0)
-	}
+	r.store32(testTable+16+12, 1)
+	r.trigger(1)
+	r.want("masked", 0b10)
+	r.m.Cancel()
+	r.store32(testTable+16+12, 0)
+	r.want("unmasked", 0)
 }
 
 func TestMSIXTable(t *testing.T) {

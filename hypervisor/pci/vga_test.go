@@ -90,8 +90,9 @@ func TestFixed(t *testing.T) {
 	}
 	r.command(CommandIO | CommandMemory)
 	r.wantMapped("both on", "io [0x3c0, 0x3e0)", "[0xa0000, 0xc0000)", "[0xe0000000, 0xe1000000)")
-	r.f.Reset()
-	r.wantMapped("after reset")
+	r.command(0)
+	r.write32(BAR0, 0)
+	r.wantMapped("both off")
 
 	// Another card was there first.
 	if err := r.mmio.Map(bus.Range{Base: 0xb8000, Size: 0x8000}, new(ram)); err != nil {

@@ -44,11 +44,11 @@ var rules = []rule{
 	{
 		why:  "a graphics card or an input device is a device like others; beside that it knows what it shows on, and events",
 		of:   []string{"vgpu/virtiogpu", "vgpu/vga", "hid/virtioinput", "hid/ps2"},
-		only: append([]string{"vgpu/display", "vgpu/edid", "hid"}, deviceImports...),
+		only: append([]string{"vgpu/display", "vgpu/dmabuf", "vgpu/edid", "hid"}, deviceImports...),
 	},
 	{
 		why:   "what a person sees and touches knows nothing of machines and their devices",
-		of:    []string{"console/...", "hid/evdev", "hid/route", "vgpu/display", "vgpu/edid"},
+		of:    []string{"console/...", "hid/evdev", "hid/route", "vgpu/display", "vgpu/dmabuf", "vgpu/edid"},
 		never: []string{"hypervisor/...", "vgpu/virtiogpu", "vgpu/vga", "hid/virtioinput", "hid/ps2"},
 	},
 	{
@@ -83,9 +83,22 @@ var rules = []rule{
 		never: []string{"cmd/...", "e2e/..."},
 	},
 	{
+		why:  "the console in text knows what it shows from its System, and draws on any Screen",
+		of:   []string{"console/textui"},
+		only: []string{},
+	},
+	{
 		why:  "the user's tools speak to the manager over its D-Bus API, like everybody else",
-		of:   []string{"ui/...", "cmd/lodge", "cmd/lodge-ui"},
+		of:   []string{"ui/...", "cmd/lodge-ui"},
 		only: []string{"hypervisor/manager/client", "ui/..."},
+	},
+	{
+		why: "who commands machines knows their definitions and sockets, and no machine",
+		of:  []string{"cmd/lodge", "internal/guests", "internal/seatctl"},
+		never: []string{
+			"hypervisor/kvm", "hypervisor/mem", "hypervisor/bus", "hypervisor/irq", "hypervisor/pci", "hypervisor/vcpu", "hypervisor/legacy",
+			"hypervisor/virtio/...", "hypervisor/boot", "hypervisor/machine", "vgpu/virtiogpu", "vgpu/vga", "hid/virtioinput", "hid/ps2",
+		},
 	},
 }
 
@@ -216,7 +229,14 @@ func TestRules(t *testing.T) {
 		{"ui/widgets", "hypervisor/manager/client", true},
 		{"ui/widgets", "hypervisor/manager", false},
 		{"cmd/lodge", "hypervisor/manager/client", true},
-		{"cmd/lodge", "hypervisor/definition", false},
+		{"cmd/lodge", "hypervisor/definition", true},
+		{"cmd/lodge", "hypervisor/machine", false},
+		{"cmd/lodge", "hypervisor/virtio/blk", false},
+		{"cmd/lodge-ui", "hypervisor/definition", false},
+		{"internal/guests", "hypervisor/control", true},
+		{"internal/guests", "hypervisor/mem", false},
+		{"console/textui", "internal/guests", false},
+		{"console/textui", "console/textui/fbscreen", true},
 		{"cmd/lodge-vmm", "vgpu/vga", true},
 	}
 	for _, tt := range tests {
@@ -230,25 +250,32 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// lodge-vmm is to run in a jail that has no libraries.
+// lodge-vmm is to run in a jail that has no libraries, and the others in a boot image that has none.
 func TestStatic(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "lodge-vmm")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", file, module+"/cmd/lodge-vmm")
+	dir := t.TempDir()
+	programs := []string{"lodge-vmm", "lodge-seat", "lodge"}
+	args := []string{"build", "-trimpath", "-o", dir}
+	for _, p := range programs {
+		args = append(args, module+"/cmd/"+p)
+	}
+	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	f, err := elf.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
-			t.Errorf("is linked dynamically: has a segment %v", p.Type)
+	for _, name := range programs {
+		f, err := elf.Open(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	if libs, err := f.ImportedLibraries(); err != nil || len(libs) > 0 {
-		t.Errorf("needs the libraries %v (%v)", libs, err)
+		defer f.Close()
+		for _, p := range f.Progs {
+			if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
+				t.Errorf("%s is linked dynamically: has a segment %v", name, p.Type)
+			}
+		}
+		if libs, err := f.ImportedLibraries(); err != nil || len(libs) > 0 {
+			t.Errorf("%s needs the libraries %v (%v)", name, libs, err)
+		}
 	}
 }

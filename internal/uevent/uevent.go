@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,8 +67,9 @@ var ErrLost = errors.New("events of devices were lost")
 
 // Conn receives events.
 type Conn struct {
-	f   *os.File
-	buf [maxMessage]byte
+	f      *os.File
+	closed atomic.Bool
+	buf    [maxMessage]byte
 }
 
 // Listen begins to listen. Everything that happens from now on can be read.
@@ -99,6 +101,9 @@ func (c *Conn) Read() (*Event, error) {
 			n, from, failed = unix.Recvfrom(int(fd), c.buf[:], 0)
 			return failed != unix.EAGAIN
 		}); err != nil {
+			if c.closed.Load() { // which the error itself does not tell
+				err = os.ErrClosed
+			}
 			return nil, fmt.Errorf("events of devices: %w", err)
 		}
 		switch {
@@ -138,4 +143,7 @@ func (c *Conn) Follow(ctx context.Context, subsystem string, f func(*Event)) err
 }
 
 // Close ends a Read that waits.
-func (c *Conn) Close() error { return c.f.Close() }
+func (c *Conn) Close() error {
+	c.closed.Store(true)
+	return c.f.Close()
+}

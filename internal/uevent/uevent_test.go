@@ -2,6 +2,7 @@ package uevent
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,6 +84,24 @@ func TestConn(t *testing.T) {
 	}
 	if got == nil || got.Action != "change" || got.Get("DEVNAME") != "null" {
 		t.Errorf("event %+v", got)
+	}
+}
+
+// A Read that waits, and one after it, say that the connection was closed.
+func TestClose(t *testing.T) {
+	c, err := Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(10*time.Millisecond, func() { _ = c.Close() })
+	for err == nil || errors.Is(err, ErrLost) { // a device may come meanwhile
+		_, err = c.Read()
+	}
+	if !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the one that waits: %v", err)
+	}
+	if _, err := c.Read(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the one after it: %v", err)
 	}
 }
 

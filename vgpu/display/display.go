@@ -13,6 +13,8 @@ import (
 	"image"
 	"os"
 	"sync"
+
+	"github.com/lodgehv/lodge/vgpu/dmabuf"
 )
 
 // MaxSize is the largest width and height of a surface, in pixels.
@@ -58,6 +60,26 @@ type Surface struct {
 	// cannot.
 	File   *os.File
 	Offset int64
+
+	// DMABuf is the same memory as the kernel's drivers share it, from the first pixel on, linear; nil if they cannot. Who
+	// reads Pixels of such a surface does so between BeginRead and EndRead.
+	DMABuf *os.File
+}
+
+// BeginRead locks Pixels for reading, when devices have written what they were writing.
+func (s *Surface) BeginRead() {
+	s.Mu.RLock()
+	if s.DMABuf != nil {
+		_ = dmabuf.BeginRead(s.DMABuf) // then older pixels are read
+	}
+}
+
+// EndRead is called after BeginRead.
+func (s *Surface) EndRead() {
+	if s.DMABuf != nil {
+		_ = dmabuf.EndRead(s.DMABuf)
+	}
+	s.Mu.RUnlock()
 }
 
 // Check returns an error if s is not what it must be.
@@ -123,7 +145,10 @@ type Screen struct {
 }
 
 // attached gives each Attach an identity: a Sink need not be comparable.
-type attached struct{ Sink }
+type attached struct {
+	Sink
+	looks bool // somebody looks at what it shows
+}
 
 // NewScreen returns a screen on which nothing is shown, with a monitor of the given kind.
 func NewScreen(m Monitor) *Screen {
@@ -177,26 +202,29 @@ func (s *Screen) MoveCursor(p image.Point) {
 
 // Attach adds a sink, which is told at once what is shown. detach removes it: when it returns, the sink is not called any
 // more. It may not be called by the sink itself.
-func (s *Screen) Attach(k Sink) (detach func()) {
-	a := &attached{k}
+func (s *Screen) Attach(k Sink) (detach func()) { return s.attach(&attached{k, true}) }
+
+// Follow is Attach for a sink that shows nobody anything, and only has to know what is shown, such as its size. A device
+// that draws only while somebody looks does not draw for it.
+func (s *Screen) Follow(k Sink) (detach func()) { return s.attach(&attached{k, false}) }
+
+func (s *Screen) attach(a *attached) (detach func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	was := s.watched()
 	s.sinks = append(s.sinks, a)
-	k.Scanout(s.surface)
-	k.Cursor(s.cursor)
-	k.MoveCursor(s.at)
-	if len(s.sinks) == 1 {
-		s.tellWatchers()
-	}
+	a.Scanout(s.surface)
+	a.Cursor(s.cursor)
+	a.MoveCursor(s.at)
+	s.tellWatchers(was)
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for i, have := range s.sinks {
 			if have == a {
+				was := s.watched()
 				s.sinks = append(s.sinks[:i:i], s.sinks[i+1:]...)
-				if len(s.sinks) == 0 {
-					s.tellWatchers()
-				}
+				s.tellWatchers(was)
 				return
 			}
 		}

@@ -1,21 +1,23 @@
 package display
 
+import "slices"
+
 // watcher is a device that draws only while somebody looks.
 type watcher struct {
 	watched func(bool)
 	draw    func()
 }
 
-// OnWatch is for a device that renders its picture itself, and need not while nobody looks. watched is called at once,
-// when the first sink is attached and when the last has gone; it may not call the screen. draw is called before a Snapshot:
-// it brings the surface up to date, by Scanout and Update if it likes. Neither is called any more when stop has returned,
-// save for a draw that runs already.
+// OnWatch is for a device that renders its picture itself, and need not while nobody looks: sinks that Follow do not count.
+// watched is called at once, when the first sink is attached and when the last has gone; it may not call the screen. draw is
+// called before a Snapshot: it brings the surface up to date, by Scanout and Update if it likes. Neither is called any more
+// when stop has returned, save for a draw that runs already.
 func (s *Screen) OnWatch(watched func(bool), draw func()) (stop func()) {
 	w := &watcher{watched, draw}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watchers = append(s.watchers[:len(s.watchers):len(s.watchers)], w)
-	watched(len(s.sinks) > 0)
+	watched(s.watched())
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -28,10 +30,19 @@ func (s *Screen) OnWatch(watched func(bool), draw func()) (stop func()) {
 	}
 }
 
-// tellWatchers is called with s locked when the number of sinks has changed from or to zero.
-func (s *Screen) tellWatchers() {
+// watched reports whether somebody looks. s is locked.
+func (s *Screen) watched() bool {
+	return slices.ContainsFunc(s.sinks, func(a *attached) bool { return a.looks })
+}
+
+// tellWatchers is called with s locked when a sink was added or has gone. was is what watched returned before.
+func (s *Screen) tellWatchers(was bool) {
+	now := s.watched()
+	if now == was {
+		return
+	}
 	for _, w := range s.watchers {
-		w.watched(len(s.sinks) > 0)
+		w.watched(now)
 	}
 }
 

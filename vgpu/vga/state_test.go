@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lodgehv/lodge/hypervisor/pci"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 )
@@ -115,6 +117,37 @@ func TestStateRefuses(t *testing.T) {
 			}
 			n.card.draw()
 		})
+	}
+}
+
+// Who is given the file can look, and neither write nor cut it off. What was mapped before can be written to.
+func TestSeals(t *testing.T) {
+	f, b, err := newMemory("test", 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer freeMemory(f, b)
+	b[5] = 7
+	look, err := unix.Mmap(int(f.Fd()), 0, len(b), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(look)
+	if look[5] != 7 {
+		t.Error("the file has not what was written")
+	}
+	if w, err := unix.Mmap(int(f.Fd()), 0, len(b), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err == nil {
+		unix.Munmap(w)
+		t.Error("it can be mapped to write")
+	}
+	if err := unix.Mprotect(look, unix.PROT_READ|unix.PROT_WRITE); err == nil {
+		t.Error("a mapping to read becomes one to write")
+	}
+	if _, err := f.WriteAt([]byte{1}, 0); err == nil {
+		t.Error("it can be written to")
+	}
+	if err := f.Truncate(0); err == nil {
+		t.Error("it can be cut off")
 	}
 }
 

@@ -135,8 +135,9 @@ func (f frameBuffer) Write(a bus.Access, p []byte) {
 	c.touch()
 }
 
-// newMemory returns size bytes, all zero, of a memfd that other processes can map and nobody can shrink: a shorter file
-// under a mapping would kill its process.
+// newMemory returns size bytes, all zero, of a memfd that other processes can map to read: only the mapping that is returned
+// can be written to, by us and, through it, by the guest. Nobody can shrink it: a shorter file under a mapping would kill its
+// process.
 func newMemory(name string, size int) (*os.File, []byte, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -150,12 +151,13 @@ func newMemory(name string, size int) (*os.File, []byte, error) {
 	if err := unix.Ftruncate(fd, int64(size)); err != nil {
 		return fail("size", err)
 	}
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
-		return fail("seal", err)
-	}
 	b, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return fail("map", err)
+	}
+	const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_FUTURE_WRITE | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+		return fail("seal", errors.Join(err, unix.Munmap(b)))
 	}
 	// It would be large in a core dump, and is the guest's secret.
 	if err := unix.Madvise(b, unix.MADV_DONTDUMP); err != nil {

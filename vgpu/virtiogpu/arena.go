@@ -17,7 +17,8 @@ const maxArena = 1 << 36
 const sparse = 4
 
 // arena is the memory of pictures: one file in memory, sealed, that a viewer maps once for all of them. A page takes up
-// memory from its first use until it is freed.
+// memory from its first use until it is freed. For that there is no seal against writing: the kernel frees no page of a file
+// with F_SEAL_FUTURE_WRITE, so that a viewer which means ill can spoil the guest's picture. It gets nowhere else by that.
 type arena struct {
 	file  *os.File // nil on the heap
 	bytes []byte

@@ -102,16 +102,6 @@ func (b *backing) find(off uint64) int {
 	return i
 }
 
-// slice returns n bytes at off, which are there, if they lie in one piece, and their address.
-func (b *backing) slice(off, n uint64) ([]byte, mem.GPA, bool) {
-	p := &b.pieces[b.find(off)]
-	if off+n > p.end() {
-		return nil, 0, false
-	}
-	k := off - p.start
-	return p.b[k : k+n : k+n], p.gpa + mem.GPA(k), true
-}
-
 // copyRows copies rows of n bytes, one every stride bytes from off on, which are all there, to dst, one every dstStride
 // bytes. n is at most either stride.
 func (b *backing) copyRows(dst []byte, dstStride int, off, stride uint64, n, rows int) {

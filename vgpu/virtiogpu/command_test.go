@@ -16,6 +16,22 @@ import (
 	"github.com/lodgehv/lodge/vgpu/display"
 )
 
+// An empty rectangle in the lower right corner of a resource is one, and has no pixel behind it.
+func TestEmptyRectangles(t *testing.T) {
+	c := newCard(t, 1)
+	c.create2D(1, formatB8G8R8X8, 8, 4, 2)
+	c.must(cmdSetScanout, rect{0, 0, 8, 4}, 0, 1)
+	for _, r := range []rect{{8, 4, 0, 0}, {1, 4, 0, 0}, {0, 4, 8, 0}, {8, 0, 0, 4}, {8, 3, 0, 1}} {
+		for _, offset := range []uint64{0, 1 << 40} {
+			c.must(cmdTransferToHost2D, r, offset, 1, 0)
+		}
+		c.flush(1, r)
+	}
+	if d := cmp.Diff([]string{"show 8×4 XR24"}, c.sinks[0].take()); d != "" {
+		t.Error(d)
+	}
+}
+
 // What a guest draws is seen where it says that it has changed, whatever pieces its memory is in.
 func TestShow(t *testing.T) {
 	const w, h = 96, 40
@@ -130,7 +146,7 @@ func TestTransferOffset(t *testing.T) {
 	}
 }
 
-// A blob that lies in one piece is shown where it is: what the guest draws is there before it says so.
+// A blob is shown by a copy, where its memory cannot be shared (see TestShare): what the guest draws is there when it says so.
 func TestBlob(t *testing.T) {
 	c := newCard(t, 2)
 	b := c.createBlob(1, 512, 100, 1)
@@ -141,9 +157,6 @@ func TestBlob(t *testing.T) {
 	}
 	k := c.sinks[0]
 	k.sees(blank(100, 80).draw(image.Rect(0, 0, 128, 100), image.Pt(12, 6), 1))
-	if &k.surface.Pixels[0] != &c.Bytes(b.spans[0].gpa, 51200)[6*512+4*12] || k.surface.File != nil || k.surface.Stride != 512 {
-		t.Errorf("is not shown in place: %d bytes a row", k.surface.Stride)
-	}
 	b.fill(image.Rect(0, 0, 128, 100), 2)
 	c.must(cmdTransferToHost2D, rect{0, 0, 120, 90}, uint64(0), 1, 0) // as Linux does
 	c.flush(1, rect{0, 0, 20, 20})
@@ -152,9 +165,6 @@ func TestBlob(t *testing.T) {
 	k.sees(blank(100, 80).draw(image.Rect(0, 0, 128, 100), image.Pt(12, 6), 2))
 	if d := cmp.Diff([]string{"show 100×80 XR24", "update 0,0 10×15", "update 0,0 100×80"}, k.take()); d != "" {
 		t.Error(d)
-	}
-	if d := c.d; d.arena != nil {
-		t.Error("memory of the host was used")
 	}
 
 	// Without its memory it cannot be shown; it may get other memory.
@@ -210,7 +220,7 @@ func TestScatteredBlob(t *testing.T) {
 	}
 	check(t, c.d)
 
-	// A part that lies in one piece, and one of another form.
+	// Other forms.
 	for _, r := range []rect{{0, 0, 64, 2}, {0, 0, 120, 50}, {0, 0, 120, 51}} {
 		if resp := c.showBlob(0, 2, r, 120, 90, 512, 0); resp != respOKNoData {
 			t.Fatalf("response %#x", resp)
@@ -225,7 +235,7 @@ func TestScatteredBlob(t *testing.T) {
 	}
 }
 
-// Surfaces can be mapped by others: those of the host's memory, and those of a guest whose memory is a file.
+// Surfaces can be mapped by others: those of ordinary resources, and the copies of blobs.
 func TestFile(t *testing.T) {
 	d := newDevice(t, &recorder{t: t})
 	d.newArena = newArena

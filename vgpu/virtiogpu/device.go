@@ -24,6 +24,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
 	"github.com/lodgehv/lodge/vgpu/display"
+	"github.com/lodgehv/lodge/vgpu/dmabuf"
 )
 
 // DefaultMaxBytes is how much memory of the host a guest's pictures may take up if Config does not say: eight buffers of
@@ -41,10 +42,14 @@ const (
 type Config struct {
 	// Screens are what the scanouts are shown on, from 1 to 16.
 	Screens []*display.Screen
-	// Blob offers resources that are the guest's own memory. A viewer in another process can map them only if the guest's
-	// memory has a file (mem.Alloc); else it gets copies, which cost more than those of ordinary resources.
+	// Blob offers resources that are the guest's own memory. With Share they are shown without a copy, else by one, as ordinary
+	// resources are.
 	Blob bool
-	// MaxBytes bounds the memory of the host for pictures; 0 is DefaultMaxBytes.
+	// Share makes a dmabuf of pieces of the files behind the guest's memory (mem.Alloc), as dmabuf.Maker.Make does; nil if
+	// that cannot be.
+	Share func([]dmabuf.Range) (*dmabuf.Buffer, error)
+	// MaxBytes bounds the memory of the host for pictures, and how much of the guest's memory dmabufs keep; 0 is
+	// DefaultMaxBytes.
 	MaxBytes int64
 	Log      *slog.Logger // nil is slog.Default
 }
@@ -57,6 +62,8 @@ type Device struct {
 
 	events atomic.Uint32 // events_read
 	logged atomic.Bool
+
+	unshared atomic.Bool // that dmabufs cannot be made was logged
 
 	link sync.Mutex
 	env  *virtio.Env // while started
@@ -74,6 +81,7 @@ type Device struct {
 	resources map[uint32]*resource
 	entries   int // pieces in all backings
 	scanouts  []scanout
+	shared    []shared // the dmabufs that there are; the one that was shown last is last
 
 	control control // of the control queue's goroutine
 	pointer pointer // of the cursor queue's goroutine
@@ -188,6 +196,9 @@ func (d *Device) Reset() {
 	d.mu.Lock()
 	for i := range d.scanouts {
 		d.off(&d.scanouts[i])
+	}
+	for len(d.shared) > 0 {
+		d.unshare(d.shared[0].res)
 	}
 	clear(d.resources)
 	d.entries = 0

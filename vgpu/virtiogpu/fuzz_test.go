@@ -46,6 +46,7 @@ func FuzzCommands(f *testing.F) {
 	seed([]byte{0}, []byte{0x0a, 0, 0}, []byte{0x0b, 1, 0})
 	seed(create, attach, []byte{0x05, 0, 0, 16, 16, 0, 0, 1, 0}, []byte{0x03, 0, 0, 16, 16, 0, 1}, []byte{0x04, 3, 3, 5, 5, 1, 0},
 		[]byte{0x80, 0, 5, 5, 0, 1, 1, 1, 0}, []byte{0x81, 1, 0xff, 5, 0, 0, 0, 0, 0}, []byte{0x0b, 1, 0}, []byte{0x07, 1, 0}, []byte{0x02, 1, 0})
+	seed(create, attach, []byte{0x05, 16, 16, 0, 0, 0, 0, 1, 0}, []byte{0x04, 16, 16, 0, 0, 1, 0})
 	for _, b := range [][]byte{blob, scattered} {
 		id := b[1]
 		seed(b, []byte{0x0d, 0, 0, 16, 16, 0, id, 16, 16, 1, 0, 64, 0, 0, 0, 0, 0, 0, 0}, []byte{0x04, 3, 3, 5, 5, id, 0},

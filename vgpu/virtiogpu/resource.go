@@ -173,6 +173,7 @@ func (d *Device) resourceDetachBacking(c *call) uint32 {
 }
 
 func (d *Device) detach(r *resource) {
+	d.unshare(r)
 	d.entries -= len(r.backing.pieces)
 	r.backing = backing{}
 }
@@ -203,6 +204,8 @@ func (d *Device) transferToHost2D(c *call) uint32 {
 		return respOKNoData // Linux sends it for these too; there is nothing to copy
 	case !r.in(res.width, res.height):
 		return respErrInvalidParameter
+	case r.w == 0 || r.h == 0:
+		return respOKNoData // its corner may be where no pixel is
 	}
 	stride, n := res.picture.width, display.BytesPerPixel*int(r.w)
 	if !holds(res.backing.size, offset, uint64(stride), uint64(n), int(r.h)) {

@@ -2,17 +2,16 @@ package virtiogpu
 
 import (
 	"image"
-	"os"
 
-	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/vgpu/display"
 )
 
 // scanout is what a screen shows: a rectangle of a framebuffer in a resource.
 //
-// Pixels of the host and a blob that is contiguous in the guest's memory are shown as they are. A blob in scattered pages is
-// copied to a picture, each time as much as was flushed. That picture stays when the guest turns to another blob of the same
-// form: the screen goes on with it, and gets the whole content at the next flush.
+// Pixels of the host are shown as they are, and so is a blob whose memory can be shared as a dmabuf (see Config.Share). Others
+// are copied to a picture, each time as much as was flushed. That picture stays when the guest turns to another blob of the same
+// form: the screen goes on with it, and gets the whole content at the next flush. The guest's memory itself is given to nobody:
+// a viewer is to see a picture, and not all that the guest remembers.
 type scanout struct {
 	screen *display.Screen
 
@@ -112,12 +111,9 @@ func (d *Device) show(s *scanout, res *resource, fb framebuffer, r rect) uint32 
 			s.res, s.fb, s.r, s.stale = res, fb, r, true
 			return respOKNoData
 		}
-		var ok bool
-		if next.picture, ok = d.newPicture(display.BytesPerPixel*int(r.w), int(r.h)); !ok {
+		if !d.makeCopy(&next) {
 			return respErrOutOfMemory
 		}
-		d.makeSurface(&next)
-		next.gather(next.surface.Bounds())
 	}
 	s.screen.Scanout(next.surface)
 	d.freePicture(s.picture)
@@ -125,7 +121,16 @@ func (d *Device) show(s *scanout, res *resource, fb framebuffer, r rect) uint32 
 	return respOKNoData
 }
 
-// makeSurface sets s.surface, if the pixels lie in one piece or there is a picture to copy them to.
+// makeCopy sets s.surface to a copy of the pixels, or reports that there is no memory for it.
+func (d *Device) makeCopy(s *scanout) (ok bool) {
+	if s.picture, ok = d.newPicture(display.BytesPerPixel*int(s.r.w), int(s.r.h)); ok {
+		d.makeSurface(s)
+		s.gather(s.surface.Bounds())
+	}
+	return ok
+}
+
+// makeSurface sets s.surface, if the pixels can be shown where they are or there is a picture to copy them to.
 func (d *Device) makeSurface(s *scanout) bool {
 	f := &display.Surface{
 		Width: int(s.r.w), Height: int(s.r.h), Stride: int(s.fb.stride), Format: formatOf(s.fb.format),
@@ -141,25 +146,17 @@ func (d *Device) makeSurface(s *scanout) bool {
 		f.Pixels = s.picture.pixels
 		f.File, f.Offset = d.arena.file, int64(s.picture.extent.off)
 	default:
-		b, gpa, ok := s.res.backing.slice(start, n)
-		if !ok {
+		if start > 0 { // who gets a dmabuf takes its first byte for the first pixel
 			return false
 		}
-		f.Pixels = b
-		f.File, f.Offset = fileOf(d.mem, gpa)
+		buf := d.share(s.res)
+		if buf == nil {
+			return false
+		}
+		f.Pixels, f.DMABuf = buf.Bytes[:n:n], buf.File
 	}
 	s.surface = f
 	return true
-}
-
-// fileOf returns the file behind the guest's memory at gpa, if it has one.
-func fileOf(m *mem.Memory, gpa mem.GPA) (*os.File, int64) {
-	for _, r := range m.Regions() {
-		if r.Base <= gpa && gpa < r.End() && r.File != nil {
-			return r.File, r.Off + int64(gpa-r.Base)
-		}
-	}
-	return nil, 0
 }
 
 // off turns s off, if it is on.

@@ -8,7 +8,6 @@ import (
 	"math"
 	"slices"
 
-	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 	"github.com/lodgehv/lodge/vgpu/display"
 )
@@ -273,8 +272,8 @@ func (d *Device) complete() error {
 			continue
 		}
 		s.picture.complete(&s.res.backing, s.start(), uint64(s.fb.stride))
-		if !d.makeSurface(s) {
-			return fmt.Errorf("graphics resource %d: %w: the saved state is not that of this memory", s.res.id, mem.ErrNotContiguous)
+		if !d.makeSurface(s) && !d.makeCopy(s) {
+			return fmt.Errorf("graphics: no memory for a screen of %d×%d pixels", s.r.w, s.r.h)
 		}
 		s.screen.Scanout(s.surface)
 	}

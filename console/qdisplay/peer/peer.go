@@ -124,6 +124,7 @@ func (c *Conn) Serve() error {
 func (c *Conn) finish() {
 	c.sock.Close()
 	c.closeFDs(c.queue)
+	c.closeFDs(c.msg.fds) // of a message that was not dispatched
 	c.queue = nil
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -406,6 +406,30 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// Descriptors of a message that is refused after they were counted to it are closed: one who connects again and again would
+// else use up ours.
+func TestRefusedFiles(t *testing.T) {
+	server, client := pair(t)
+	c := newConn(server, Config{})
+	c.fds = true
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	msg := message(Header{Type: MethodCall, Path: "/x", Member: "M"}, "", 1) // of two
+	if _, _, err := client.WriteMsgUnix([]byte(msg), unix.UnixRights(int(r.Fd()), int(r.Fd())), nil); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	if err := c.Serve(); err == nil || !strings.Contains(err.Error(), "belong to no message") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := w.Write([]byte("x")); !errors.Is(err, unix.EPIPE) {
+		t.Errorf("writing to a pipe that nobody is to have open any more: %v", err)
+	}
+}
+
 // A client that does not read is dropped, and a server that says nothing is given up.
 func TestTimeout(t *testing.T) {
 	a, b := pair(t)

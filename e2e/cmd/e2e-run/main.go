@@ -1,6 +1,8 @@
-// Command e2e-run is `make run`: it starts two Debian guests side by side under lodge-vmm, shows what happens as it
-// happens, lets the user type into their consoles, and ends with both powered off. Where KVM runs Linux guests directly it
-// does so on this machine, elsewhere in the simulated notebook.
+// Command e2e-run is `make run`: it starts the simulated notebook with two Debian desktops under lodge-vmm and the seat on its
+// screen, and shows both, in a window or by a tour.
+//
+// With -consoles it is `make consoles`: two Debian guests side by side, whose serial consoles the user types into. Where KVM
+// runs Linux guests directly it does so on this machine, elsewhere in the simulated notebook.
 package main
 
 import (
@@ -26,14 +28,21 @@ import (
 
 func main() {
 	vmm := flag.String("vmm", "bin/lodge-vmm", "the `program` to run guests with")
-	where := flag.String("where", "auto", "auto, notebook or here: where the guests run")
+	seat := flag.String("seat", "bin/lodge-seat", "the `program` that is the seat")
+	consoles := flag.Bool("consoles", false, "serial consoles in place of desktops")
+	where := flag.String("where", "auto", "with -consoles: auto, notebook or here: where the guests run")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: e2e-run [flags]\n\nStarts two Debian guests side by side, and ends with both powered off.\n\nflags:")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: e2e-run [flags]\n\nStarts the simulated notebook with two desktops and the seat on its screen.\n\nflags:")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := run(ctx, *vmm, *where)
+	var err error
+	if *consoles {
+		err = run(ctx, *vmm, *where)
+	} else {
+		err = showSeat(ctx, *vmm, *seat)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "make run:", err)

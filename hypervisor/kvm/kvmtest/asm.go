@@ -85,12 +85,6 @@ func (a *Asm) Jmp(target uint64) *Asm {
 	return a.imm32(uint32(target - a.Here() - 4))
 }
 
-// DecJnz is dec r64 and a jump to target unless it is zero.
-func (a *Asm) DecJnz(r Reg, target uint64) *Asm {
-	a.Bytes(0x48, 0xff, 0xc8+byte(r), 0x0f, 0x85)
-	return a.imm32(uint32(target - a.Here() - 4))
-}
-
 // Push and Pop are push r64 and pop r64; PushImm pushes v, sign-extended.
 func (a *Asm) Push(r Reg) *Asm       { return a.Bytes(0x50 + byte(r)) }
 func (a *Asm) Pop(r Reg) *Asm        { return a.Bytes(0x58 + byte(r)) }

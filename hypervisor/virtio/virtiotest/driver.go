@@ -227,12 +227,6 @@ func (q *Queue) Device() *virtio.Queue { return q.dev }
 // Rig returns the rig that the queue is part of.
 func (q *Queue) Rig() *Rig { return q.r }
 
-// SetUsedEvent says at which entry of the used ring the driver wants an interrupt.
-func (q *Queue) SetUsedEvent(v uint16) { store32(q.avail, 4+2*int(q.cfg.Size), uint32(v)) }
-
-// SetAvailFlags sets the flags of the available ring; 1 asks for no interrupts.
-func (q *Queue) SetAvailFlags(v uint16) { store32(q.avail, 0, load32(q.avail, 0)&^0xffff|uint32(v)) }
-
 // UsedFlags returns the flags of the used ring; 1 asks for no kicks.
 func (q *Queue) UsedFlags() uint16 { return uint16(load32(q.used, 0)) }
 

@@ -1,0 +1,72 @@
+package desk
+
+import "context"
+
+// Press presses keys of the notebook's keyboard together, by QEMU's names ("ctrl", "a", "ret"), and releases them.
+func (d *Desk) Press(ctx context.Context, keys ...string) error {
+	var all []keyEvent
+	for _, k := range keys {
+		all = append(all, event(k, true))
+	}
+	for i := len(keys) - 1; i >= 0; i-- {
+		all = append(all, event(keys[i], false))
+	}
+	return d.send(ctx, all)
+}
+
+// Hold presses keys or releases them.
+func (d *Desk) Hold(ctx context.Context, down bool, keys ...string) error {
+	var all []keyEvent
+	for _, k := range keys {
+		all = append(all, event(k, down))
+	}
+	return d.send(ctx, all)
+}
+
+// Type types lower-case letters, digits, spaces and line ends.
+func (d *Desk) Type(ctx context.Context, text string) error {
+	names := map[rune]string{' ': "spc", '\n': "ret"}
+	for _, r := range text {
+		name := names[r]
+		if name == "" {
+			name = string(r)
+		}
+		if err := d.Press(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keyEvent is QEMU's InputEvent for a key.
+type keyEvent struct {
+	Type string `json:"type"`
+	Data struct {
+		Down bool `json:"down"`
+		Key  struct {
+			Type string `json:"type"`
+			Data string `json:"data"`
+		} `json:"key"`
+	} `json:"data"`
+}
+
+func event(key string, down bool) keyEvent {
+	e := keyEvent{Type: "key"}
+	e.Data.Down, e.Data.Key.Type, e.Data.Key.Data = down, "qcode", key
+	return e
+}
+
+func (d *Desk) send(ctx context.Context, events []keyEvent) error {
+	_, err := d.Notebook.QMP(ctx, "input-send-event", map[string]any{"events": events})
+	return err
+}
+
+// Move moves the notebook's pointer to a place on its screen, in pixels.
+func (d *Desk) Move(ctx context.Context, x, y int) error {
+	axis := func(name string, value, size int) map[string]any {
+		const most = 0x7fff // of QEMU's axes
+		return map[string]any{"type": "abs", "data": map[string]any{"axis": name, "value": value * most / size}}
+	}
+	_, err := d.Notebook.QMP(ctx, "input-send-event", map[string]any{"events": []any{axis("x", x, Width), axis("y", y, Height+Bar)}})
+	return err
+}
