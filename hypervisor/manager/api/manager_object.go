@@ -32,7 +32,7 @@ func managerInterface() *iface {
 				doc: "All guests by name: the paths of their objects, and their properties.", call: listGuests},
 			{name: "GetGuest", action: View, in: []arg{{"name", "s", 0}}, out: []arg{{"guest", "o", 0}},
 				doc: "The guest of that name.", call: getGuest},
-			{name: "Check", action: View, in: []arg{{"definition", "s", maxText}},
+			{name: "Check", action: Define, in: []arg{{"definition", "s", maxText}},
 				doc: "Validates a definition as DefineGuest or SetDefinition would, and saves nothing.", call: checkDefinition},
 			{name: "DefineGuest", action: Define, in: []arg{{"definition", "s", maxText}}, out: []arg{{"guest", "o", 0}},
 				doc: "Adds a guest. The definition is the text of its file, lodge-guest(5).", call: defineGuest},
