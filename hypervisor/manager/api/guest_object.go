@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/godbus/dbus/v5"
-
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
 )
@@ -47,7 +45,10 @@ func guestInterface() *iface {
 		properties: guestProperties(),
 		values: func(r *request) (props, error) {
 			g, err := r.Manager.Get(r.object.Guest)
-			return guestProps(&g, r.tag(g.Name)), err
+			if err != nil {
+				return nil, err
+			}
+			return r.guestProps(&g), nil
 		},
 	}
 }
@@ -148,23 +149,10 @@ func micros(t time.Time) uint64 {
 // number is a count as D-Bus carries it.
 func number(n int) uint32 { return uint32(min(max(n, 0), math.MaxInt32)) }
 
-// guestProps are the properties of a guest. tag is that of its definition.
-func guestProps(g *manager.Guest, tag string) props {
-	v := dbus.MakeVariant
-	depends := g.Depends
-	if depends == nil {
-		depends = []string{}
-	}
-	str := func(s string) dbus.Variant { return v(text(s, maxErrorText)) }
-	return props{
-		"Name": v(g.Name), "Label": str(g.Label), "Color": str(g.Color), "Icon": str(g.Icon), "Slot": v(number(g.Slot)),
-		"UUID": str(g.UUID), "CPUs": v(number(g.CPUs)), "Memory": v(g.Memory), "Autostart": v(g.Autostart),
-		"Disposable": v(g.Disposable), "Depends": v(depends), "Fault": str(g.Fault), "DefinitionTag": v(tag),
-		"State": v(string(g.State)), "Since": v(micros(g.Since)), "Note": str(g.Note), "Ready": v(g.Ready), "Stale": v(g.Stale),
-		"PID": v(number(g.PID)), "Began": v(micros(g.Began)), "Reboots": v(number(g.Reboots)), "Restarts": v(number(g.Restarts)),
-		"RestartAt": v(micros(g.RestartAt)), "SavedAt": v(micros(g.Saved)),
-		"DisplaySocket": str(g.Display), "SerialSocket": str(g.Serial), "ConsoleSocket": str(g.Console), "VsockSocket": str(g.Vsock),
-	}
+// guestProps are the properties of a guest.
+func (s *server) guestProps(g *manager.Guest) props {
+	w := s.row(g)
+	return w.props()
 }
 
 // tag returns that of a guest's definition; "" if it has none any more.

@@ -301,7 +301,7 @@ func newPump(s *server) *pump {
 func (p *pump) look() {
 	p.guests, p.jobs = make(map[string]props), make(map[uint64]props)
 	for _, g := range p.s.Manager.List() {
-		p.guests[g.Name] = guestProps(&g, p.s.tag(g.Name))
+		p.guests[g.Name] = p.s.guestProps(&g)
 	}
 	for _, j := range p.s.Manager.Jobs().List() {
 		p.jobs[j.ID] = jobProps(&j)
@@ -340,7 +340,7 @@ func (p *pump) event(e *manager.Event) {
 
 func (p *pump) guest(g *manager.Guest) {
 	send, path := p.s.subs.sendAll, client.GuestPath(g.Name)
-	now := guestProps(g, p.s.tag(g.Name))
+	now := p.s.guestProps(g)
 	old, known := p.guests[g.Name]
 	p.guests[g.Name] = now
 	if !known {

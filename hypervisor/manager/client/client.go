@@ -165,11 +165,14 @@ func value[T any](p properties, name string) T {
 	return v
 }
 
-func (p properties) time(name string) time.Time {
-	if n := value[uint64](p, name); n != 0 {
-		return time.UnixMicro(int64(min(n, 1<<62)))
+func (p properties) time(name string) time.Time { return moment(value[uint64](p, name)) }
+
+// moment is a time as the API has it, in microseconds since 1970; 0 is none.
+func moment(micros uint64) time.Time {
+	if micros == 0 {
+		return time.Time{}
 	}
-	return time.Time{}
+	return time.UnixMicro(int64(min(micros, 1<<62)))
 }
 
 func (p properties) guest() Guest {
@@ -214,15 +217,48 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 	return s, err
 }
 
+// row is a guest as ListGuests has it.
+type row struct {
+	Path                     dbus.ObjectPath
+	Name, Label, Color, Icon string
+	Slot                     uint32
+	UUID                     string
+	CPUs                     uint32
+	Memory                   uint64
+	Autostart, Disposable    bool
+	Depends                  []string
+	Fault, DefinitionTag     string
+	State                    string
+	Since                    uint64
+	Note                     string
+	Ready, Stale             bool
+	PID                      uint32
+	Began                    uint64
+	Reboots, Restarts        uint32
+	RestartAt, SavedAt       uint64
+	Display, Serial          string
+	Console, Vsock           string
+}
+
+func (r *row) guest() Guest {
+	return Guest{
+		Name: r.Name, Label: r.Label, Color: r.Color, Icon: r.Icon, Slot: r.Slot, UUID: r.UUID, CPUs: r.CPUs, Memory: r.Memory,
+		Autostart: r.Autostart, Disposable: r.Disposable, Depends: r.Depends, Fault: r.Fault, DefinitionTag: r.DefinitionTag,
+		State: r.State, Since: moment(r.Since), Note: r.Note, Ready: r.Ready, Stale: r.Stale, PID: r.PID, Began: moment(r.Began),
+		Reboots: r.Reboots, Restarts: r.Restarts, RestartAt: moment(r.RestartAt), SavedAt: moment(r.SavedAt),
+		DisplaySocket: r.Display, SerialSocket: r.Serial, ConsoleSocket: r.Console, VsockSocket: r.Vsock,
+	}
+}
+
 // Guests returns all guests by name.
 func (c *Client) Guests(ctx context.Context) ([]Guest, error) {
-	var list []entry
-	if err := c.call(ctx, ManagerPath, ManagerInterface, "ListGuests", nil, &list); err != nil {
+	var rows []row
+	if err := c.call(ctx, ManagerPath, ManagerInterface, "ListGuests", nil, &rows); err != nil {
 		return nil, err
 	}
-	guests := make([]Guest, len(list))
-	for n, e := range list {
-		guests[n] = e.Properties.guest()
+	guests := make([]Guest, len(rows))
+	for n := range rows {
+		guests[n] = rows[n].guest()
 	}
 	return guests, nil
 }
@@ -364,7 +400,7 @@ func (c *Client) Statistics(ctx context.Context, guest string) ([]Sample, error)
 	}
 	list := make([]Sample, len(raw))
 	for n, s := range raw {
-		list[n] = Sample{time.UnixMicro(int64(min(s.Time, 1<<62))), time.Duration(min(s.CPU, 1<<62)), s.Memory, s.DiskRead, s.DiskWritten,
+		list[n] = Sample{moment(s.Time), time.Duration(min(s.CPU, 1<<62)), s.Memory, s.DiskRead, s.DiskWritten,
 			s.NetReceived, s.NetSent, s.Exits}
 	}
 	return list, nil
