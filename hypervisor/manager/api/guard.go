@@ -18,7 +18,6 @@ const (
 	fixedHeader    = 16       // bytes, with the length of the fields
 	maxFields      = 64 << 10 // bytes of header fields; the longest names and signature take less
 	fieldSignature = 8
-	fieldNone      = 0xfe // no field: whoever does not know one ignores it
 )
 
 // maxMessage is the largest message that is looked at, in bytes. It has place for a definition.
@@ -88,7 +87,7 @@ func (g *guard) next() error {
 	if body > maxMessage || !decodes(g.buf) {
 		g.buf = g.buf[:head]
 		order.PutUint32(g.buf[4:], 0)
-		hideSignature(g.buf, order)
+		g.buf = cutSignature(g.buf, order)
 	}
 	g.frame.Reset(g.buf)
 	return nil
@@ -107,41 +106,47 @@ func decodes(b []byte) bool {
 	return err == nil
 }
 
-// hideSignature makes the field that describes the body one that nobody knows. Fields that are not well-formed are left to the
-// library to refuse.
-func hideSignature(head []byte, order binary.ByteOrder) {
+// cutSignature removes the field that describes the body from a header. Fields that are not well-formed are left to the library
+// to refuse.
+func cutSignature(head []byte, order binary.ByteOrder) []byte {
 	end := fixedHeader + int(order.Uint32(head[12:]))
-	for at := fixedHeader; at+4 <= end; at = (at + 7) &^ 7 {
-		code := at
-		if head[at+1] != 1 { // of header fields the type is one letter
-			return
+	last := fixedHeader // where the field before ended
+	for start := fixedHeader; start+4 <= end; {
+		if head[start+1] != 1 { // of header fields the type is one letter
+			return head
 		}
-		kind := head[at+2]
-		at += 4 // the code, the signature, its length and end
-		switch kind {
+		at := start + 4 // the code, the type, its length and end
+		switch head[start+2] {
 		case 'g':
 			if at >= end {
-				return
-			}
-			if head[code] == fieldSignature {
-				head[code] = fieldNone
+				return head
 			}
 			at += int(head[at]) + 2
 		case 's', 'o':
 			if at+4 > end {
-				return
+				return head
 			}
-			n := order.Uint32(head[at:])
-			if n > maxFields {
-				return
-			}
-			at += int(n) + 5
+			at += int(min(order.Uint32(head[at:]), maxFields)) + 5
 		case 'u':
 			at += 4
 		default:
-			return
+			return head
 		}
+		if at > end {
+			return head
+		}
+		next := (at + 7) &^ 7
+		if head[start] == fieldSignature {
+			if at == end {
+				order.PutUint32(head[12:], uint32(last-fixedHeader))
+				return append(head[:last], make([]byte, -last&7)...)
+			}
+			order.PutUint32(head[12:], uint32(end-fixedHeader-(next-start)))
+			return append(head[:start], head[next:]...)
+		}
+		start, last = next, at
 	}
+	return head
 }
 
 // dial connects to a bus: "system", "session", or an address as in DBUS_SESSION_BUS_ADDRESS.

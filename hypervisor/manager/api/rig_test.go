@@ -26,17 +26,12 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
 )
 
-// The test binary is also the manager's gate, a VMM that only pretends, and callers of other users.
+// The test binary is also the manager's gate, and a VMM that only pretends.
 func TestMain(m *testing.M) {
 	manager.RunGate()
-	switch {
-	case os.Args[0] == "lodge-vmm":
+	if os.Args[0] == "lodge-vmm" {
 		fmt.Fprintln(os.Stderr, "fake:", fakeVMM(os.Args[1:]))
 		os.Exit(1)
-	case os.Getenv("API_TEST_POLKIT") != "":
-		os.Exit(polkitScene())
-	case os.Getenv("API_TEST_CALLER") != "":
-		os.Exit(caller())
 	}
 	os.Exit(m.Run())
 }
@@ -152,7 +147,8 @@ func startBus(t testing.TB, dir, kind, policy string) string {
 
 // openPolicy lets everybody do everything, as session buses do, with the limits of the system bus.
 const openPolicy = `<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/>` +
-	`<allow user="*"/></policy><limit name="max_message_size">33554432</limit><limit name="max_connections_per_user">1000</limit>`
+	`<allow user="*"/></policy><limit name="max_message_size">33554432</limit><limit name="max_connections_per_user">1000</limit>` +
+	`<limit name="max_replies_per_connection">10000</limit>`
 
 // rig is a manager with its API on a bus.
 type rig struct {
@@ -192,7 +188,19 @@ func newRig(t testing.TB, change func(*Config)) *rig {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	r := &rig{t: t, dir: dir, log: &buffer{}}
 	r.address = startBus(t, dir, "session", openPolicy)
-	r.m = newManager(t, dir)
+	r.serve(change)
+	if r.c, err = client.Dial(context.Background(), r.address); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.c.Close() })
+	return r
+}
+
+// serve makes the manager and its API.
+func (r *rig) serve(change func(*Config)) {
+	t := r.t
+	t.Helper()
+	r.m = newManager(t, r.dir)
 	cfg := Config{Bus: r.address, Manager: r.m, Auth: Owner{}, Version: "test", Log: slog.New(slog.NewTextHandler(io.MultiWriter(r.log, testWriter{t}), nil))}
 	if change != nil {
 		change(&cfg)
@@ -211,11 +219,6 @@ func newRig(t testing.TB, change func(*Config)) *rig {
 			t.Error(err)
 		}
 	})
-	if r.c, err = client.Dial(context.Background(), r.address); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.c.Close() })
-	return r
 }
 
 // testWriter is the test's log.
