@@ -3,12 +3,14 @@ package api
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,12 +97,21 @@ func polkitScene(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	session := func(active string) { // what logind says, sd-login(3)
-		write("/run/systemd/seats/seat0", "IS_VTCONSOLE=1\nACTIVE=c1\nACTIVE_UID=2001\nSESSIONS=c1\n")
-		write("/run/systemd/users/2001", "NAME=seated\nSTATE=active\nDISPLAY=c1\nSESSIONS=c1\nACTIVE_SESSIONS=c1\nSEATS=seat0\n")
-		write("/run/systemd/sessions/c1", "UID=2001\nUSER=seated\nACTIVE="+active+"\nSTATE=active\nREMOTE=0\nSEAT=seat0\nTYPE=wayland\nCLASS=user\n")
+	session := func(active, state string) { // what logind says, sd-login(3); it replaces its files, and polkitd looks for that
+		for file, text := range map[string]string{
+			"users/2001":  "NAME=seated\nSTATE=" + state + "\nDISPLAY=c1\nSESSIONS=c1\nSEATS=seat0\n",
+			"sessions/c1": "UID=2001\nUSER=seated\nACTIVE=" + active + "\nSTATE=" + state + "\nREMOTE=0\nSEAT=seat0\nTYPE=wayland\nCLASS=user\n",
+			"seats/seat0": "IS_VTCONSOLE=1\nSESSIONS=c1\n",
+		} {
+			write("/run/systemd/new", text)
+			write("/run/systemd/"+file, "")
+			if err := os.Rename("/run/systemd/new", "/run/systemd/"+file); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	session("1")
+	write("/run/systemd/machines/none", "") // without such a directory nothing is watched
+	session("1", "active")
 	// The rules of a system bus, as in its system.conf, and ours.
 	inner := bus[strings.Index(bus, "<busconfig>")+len("<busconfig>") : strings.Index(bus, "</busconfig>")]
 	system := `<policy context="default"><allow user="*"/><deny own="*"/><deny send_type="method_call"/><allow send_type="signal"/>
@@ -138,7 +149,7 @@ func polkitScene(t *testing.T) {
 		{"delete", one, client.GuestInterface + ".Delete", nil, question, denied, denied},
 		{"stop all", client.ManagerPath, client.ManagerInterface + ".StopAll", nil, question, denied, denied},
 	}
-	seat, member, other := as(t, r.address, seatUser), as(t, r.address, memberUID), as(t, r.address, stranger)
+	seat, member, other := as(t, r.address, seatUser, sessionGroup(t)), as(t, r.address, memberUID, ""), as(t, r.address, stranger, "")
 	for _, c := range calls {
 		for _, who := range []struct {
 			name string
@@ -158,7 +169,7 @@ func polkitScene(t *testing.T) {
 	if err := seat.Object(client.BusName, client.GuestsPath).Call(introspectInterface+".Introspect", 0).Store(&xml); err != nil || !strings.Contains(xml, "one") {
 		t.Errorf("who sits there is not told of guests: %v\n%s", err, xml)
 	}
-	if got := errorOf(as(t, r.address, 0), client.ManagerPath, client.ManagerInterface+".DefineGuest", definitionOf("two")); got != "" {
+	if got := errorOf(as(t, r.address, 0, ""), client.ManagerPath, client.ManagerInterface+".DefineGuest", definitionOf("two")); got != "" {
 		t.Errorf("root, define: %q", got)
 	}
 	if reply, err := other.RequestName(client.BusName, dbus.NameFlagReplaceExisting); err == nil {
@@ -168,7 +179,7 @@ func polkitScene(t *testing.T) {
 	// Another user's session comes to the front: polkit says so, and no signals follow.
 	signals := make(chan *dbus.Signal, 1000)
 	seat.Signal(signals)
-	session("0")
+	session("0", "online")
 	within(t, 20*time.Second, "the end of a subscription", func() bool {
 		for len(signals) > 0 {
 			if s := <-signals; s.Name == client.ManagerInterface+".Unsubscribed" {
@@ -182,32 +193,126 @@ func polkitScene(t *testing.T) {
 	}
 }
 
-// as connects as another user: the bus asks the kernel who did.
-func as(t *testing.T, address string, uid int) *dbus.Conn {
+// callerVariable holds what a child of as is to be: bus socket, user, and file of a control group.
+const callerVariable = "API_TEST_CALLER"
+
+// caller is the main function of a child of as: it connects to the bus as another user, hands the connection to its parent, and
+// stays, since it is this process that polkit asks about.
+func caller() error {
+	f := strings.Split(os.Getenv(callerVariable), " ")
+	if f[2] != "" {
+		if err := os.WriteFile(f[2], []byte("0"), 0); err != nil {
+			return err
+		}
+	}
+	uid, err := strconv.Atoi(f[1])
+	if err != nil {
+		return err
+	}
+	if err := syscall.Setreuid(uid, uid); err != nil {
+		return err
+	}
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: f[0], Net: "unix"})
+	if err != nil {
+		return err
+	}
+	file, err := conn.File()
+	if err != nil {
+		return err
+	}
+	if err := unix.Sendmsg(3, []byte{0}, unix.UnixRights(int(file.Fd())), nil, 0); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// as connects as another user, from a process in a control group or in none.
+func as(t *testing.T, address string, uid int, group string) *dbus.Conn {
 	t.Helper()
-	type result struct {
-		conn *dbus.Conn
-		err  error
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
-			done <- result{nil, errno}
-			return
-		}
-		conn, err := dbus.Dial(address)
-		if err == nil {
-			err = errors.Join(conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(uid))}), conn.Hello())
-		}
-		done <- result{conn, err}
-	}()
-	r := <-done
-	if r.err != nil {
-		t.Fatalf("bus, as user %d: %v", uid, r.err)
+	theirs := os.NewFile(uintptr(pair[1]), "pair")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), callerVariable+"="+strings.TrimPrefix(address, "unix:path=")+" "+strconv.Itoa(uid)+" "+group)
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
 	}
-	t.Cleanup(func() { r.conn.Close() })
-	return r.conn
+	theirs.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		_ = cmd.Wait()
+	})
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(pair[0], make([]byte, 1), oob, 0)
+	unix.Close(pair[0])
+	if err != nil || n == 0 {
+		t.Fatalf("no connection as user %d: %v", uid, err)
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fds[0]), "bus")
+	socket, err := net.FileConn(file)
+	file.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := dbus.NewConn(socket)
+	if err == nil {
+		err = errors.Join(conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(uid))}), conn.Hello())
+	}
+	if err != nil {
+		t.Fatalf("bus, as user %d: %v", uid, err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// sessionGroup makes the control group of the session c1, by which it is known who belongs to it, and returns the file that
+// processes join it by.
+func sessionGroup(t *testing.T) string {
+	t.Helper()
+	root := "/sys/fs/cgroup"
+	var fs unix.Statfs_t
+	if err := unix.Statfs(root, &fs); err != nil {
+		t.Fatal(err)
+	}
+	if fs.Type != unix.CGROUP2_SUPER_MAGIC { // a host of the first version, or none: its hierarchy for systemd has no controllers
+		if err := unix.Mount("tmpfs", root, "tmpfs", 0, "mode=755"); err != nil {
+			t.Fatal(err)
+		}
+		root += "/systemd"
+		if err := os.Mkdir(root, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("cgroup", root, "cgroup", 0, "none,name=systemd"); err != nil {
+			t.Fatal("control groups:", err)
+		}
+	}
+	dir := root + "/user.slice/user-2001.slice/session-c1.scope"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal("control groups:", err)
+	}
+	t.Cleanup(func() {
+		for d := dir; d != root; d = filepath.Dir(d) {
+			_ = os.Remove(d) // what others use stays
+		}
+	})
+	return dir + "/cgroup.procs"
 }
 
 // startPolkitd starts the real one and waits until it is on the bus.
@@ -230,7 +335,7 @@ func startPolkitd(t *testing.T, address string) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	conn := as(t, address, 0)
+	conn := as(t, address, 0, "")
 	within(t, 20*time.Second, "polkitd", func() bool {
 		var there bool
 		err := conn.BusObject().Call("org.freedesktop.DBus.NameHasOwner", 0, polkitName).Store(&there)

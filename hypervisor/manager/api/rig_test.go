@@ -26,12 +26,19 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
 )
 
-// The test binary is also the manager's gate, and a VMM that only pretends.
+// The test binary is also the manager's gate, a VMM that only pretends, and other users.
 func TestMain(m *testing.M) {
 	manager.RunGate()
 	if os.Args[0] == "lodge-vmm" {
 		fmt.Fprintln(os.Stderr, "fake:", fakeVMM(os.Args[1:]))
 		os.Exit(1)
+	}
+	if os.Getenv(callerVariable) != "" {
+		if err := caller(); err != nil {
+			fmt.Fprintln(os.Stderr, "caller:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
