@@ -18,9 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/manager"
+	"github.com/lodgehv/lodge/hypervisor/manager/api"
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
+              [--bus BUS] [--seat SOCKET]
 
 Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
 
@@ -28,6 +30,9 @@ Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
   --state-dir DIR    saved guests, snapshots, logs, earlier definitions (/var/lib/lodge)
   --run-dir DIR      sockets of guests that run (/run/lodge)
   --vmm FILE         the program that runs a guest (lodge-vmm beside this one, or on the PATH)
+  --bus BUS          where org.lodgehv.Lodge1 is offered: system, where polkit decides who may do what; session or the address of
+                     a bus, for this user only; or none (system)
+  --seat SOCKET      the control socket of lodge-seat, to switch between guests
 
 SIGHUP reads the definitions anew. SIGTERM ends lodged and leaves the guests running: the next lodged finds them.
 `
@@ -58,6 +63,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs.StringVar(&cfg.StateDir, "state-dir", "/var/lib/lodge", "")
 	fs.StringVar(&cfg.RunDir, "run-dir", "/run/lodge", "")
 	vmm := fs.String("vmm", "", "")
+	bus := fs.String("bus", "system", "")
+	seat := fs.String("seat", "", "")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(out, usage)
@@ -76,7 +83,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	cfg.Log = slog.New(slog.NewTextHandler(errOut, nil))
 	cfg.Launcher = &manager.Plain{VMM: *vmm}
 	cfg.Screen = screenshot
-	return serve(ctx, cfg)
+	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)})
 }
 
 // findVMM returns the program that runs guests: path, unless that is "".
@@ -98,7 +105,7 @@ func findVMM(path string) (string, error) {
 }
 
 // serve runs the manager until ctx ends.
-func serve(ctx context.Context, cfg manager.Config) error {
+func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, unix.SIGHUP)
 	defer signal.Stop(hangup)
@@ -109,6 +116,11 @@ func serve(ctx context.Context, cfg manager.Config) error {
 	defer m.Close()
 	if err := m.Autostart(); err != nil {
 		cfg.Log.Error("autostart", "err", err)
+	}
+	bus.Manager, bus.Log = m, cfg.Log
+	apiEnd, err := offer(ctx, bus)
+	if err != nil {
+		return err
 	}
 	notify(cfg.Log, daemon.SdNotifyReady)
 	for {
@@ -121,6 +133,7 @@ func serve(ctx context.Context, cfg manager.Config) error {
 			notify(cfg.Log, daemon.SdNotifyReady)
 		case <-ctx.Done():
 			notify(cfg.Log, daemon.SdNotifyStopping)
+			<-apiEnd
 			return nil
 		}
 	}

@@ -144,7 +144,7 @@ func (h *home) lodged() *exec.Cmd {
 	}
 	defer l.Close()
 	cmd := exec.Command(filepath.Join(programs, "lodged"),
-		"--config-dir", filepath.Join(h.dir, "etc"), "--state-dir", filepath.Join(h.dir, "var"), "--run-dir", filepath.Join(h.dir, "run"))
+		"--config-dir", filepath.Join(h.dir, "etc"), "--state-dir", filepath.Join(h.dir, "var"), "--run-dir", filepath.Join(h.dir, "run"), "--bus", "none")
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+addr.Name)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
