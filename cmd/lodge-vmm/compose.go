@@ -34,6 +34,7 @@ type resources struct {
 	closers []io.Closer
 	serve   []func(context.Context, *guest) error // what has to run beside the guest, until the context ends
 	balloon atomic.Pointer[balloon.Device]        // of the current machine, if it has one
+	traffic traffic
 
 	diskFull          func(error) // is told that the host has no space for a disk; it does not wait. The guest sets it
 	ignoreDiskChanges bool        // of a restored guest: its disks are taken as they are
@@ -216,7 +217,7 @@ func (r *resources) nics(def *definition.Definition, log *slog.Logger) error {
 			return fmt.Errorf("nic %q: %w", n.Name, err)
 		}
 		r.opened(backend)
-		cfg := virtionet.Config{MAC: [6]byte(mac), Backend: backend}
+		cfg := virtionet.Config{MAC: [6]byte(mac), Backend: &countedBackend{Backend: backend, to: &r.traffic}}
 		r.add("net."+n.Name, func() (virtio.Device, error) { return virtionet.New(cfg), nil })
 	}
 	return nil

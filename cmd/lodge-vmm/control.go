@@ -25,7 +25,13 @@ type guestStatus struct {
 	Memory  uint64         `json:"memory"` // bytes
 	Uptime  float64        `json:"uptime"` // seconds since the process began to run the guest
 	Reboots int            `json:"reboots"`
+	Change  uint64         `json:"change"` // another number whenever the state or the reboots have changed
 	Balloon *balloonStatus `json:"balloon,omitempty"`
+}
+
+// watchParams are the parameters of the method "watch".
+type watchParams struct {
+	After uint64 `json:"after"` // the change that the caller knows
 }
 
 // saveParams are the parameters of the method "save".
@@ -73,6 +79,17 @@ func (g *guest) methods() map[string]control.Handler {
 			}
 			return nil, nil
 		},
+		"stats": plain(func(context.Context, *control.Call) (any, error) { return g.stats(), nil }),
+		"watch": func(ctx context.Context, c *control.Call) (any, error) {
+			var p watchParams
+			if err := c.Params(&p); err != nil {
+				return nil, err
+			}
+			if err := g.watch(ctx, p.After); err != nil {
+				return nil, err
+			}
+			return g.status(), nil
+		},
 		"balloon": func(_ context.Context, c *control.Call) (any, error) {
 			var p balloonParams
 			if err := c.Params(&p); err != nil {
@@ -113,7 +130,7 @@ func (g *guest) status() guestStatus {
 	s := guestStatus{Name: g.def.Name, UUID: g.def.UUID, State: g.state(), Reason: g.reason(), PID: os.Getpid(), CPUs: g.def.CPUs,
 		Memory: uint64(g.def.Memory), Uptime: time.Since(g.started).Seconds(), Balloon: g.balloonStatus()}
 	g.mu.Lock()
-	s.Reboots = g.reboots
+	s.Reboots, s.Change = g.reboots, g.changes
 	g.mu.Unlock()
 	return s
 }

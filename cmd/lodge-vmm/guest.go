@@ -36,6 +36,9 @@ type guest struct {
 	paused  bool // machine is
 	full    bool // machine is paused, or about to be, because the host has no space for what it writes to a disk
 	saving  bool
+	exits   uint64        // of the machines before this one
+	changes uint64        // how often what status tells of the above has changed
+	told    chan struct{} // closed and replaced when it does
 }
 
 // ended is the outcome of a guest that this process ends.
@@ -44,7 +47,7 @@ var ended = machine.Outcome{Reason: machine.Closed, Detail: "lodge-vmm was told 
 func newGuest(def *definition.Definition, res *resources, log *slog.Logger) *guest {
 	leaving := make(chan struct{})
 	g := &guest{def: def, res: res, log: log, started: time.Now(), changed: make(chan struct{}),
-		leaving: leaving, quit: sync.OnceFunc(func() { close(leaving) })}
+		told: make(chan struct{}), leaving: leaving, quit: sync.OnceFunc(func() { close(leaving) })}
 	if res != nil {
 		res.diskFull = g.diskFull
 	}
@@ -82,6 +85,7 @@ func (g *guest) run(ctx context.Context, build func(machine.Config) (*machine.Ma
 		g.log.Info("guest reboots", "detail", o.Detail)
 		g.mu.Lock()
 		g.reboots++
+		g.tell()
 		g.mu.Unlock()
 		// A guest that resets at once, over and over, costs the host no more than a machine a second.
 		short := time.Since(began) < rebootEvery
@@ -118,9 +122,37 @@ func (g *guest) live(ctx context.Context, m *machine.Machine) (machine.Outcome, 
 func (g *guest) set(m *machine.Machine, life context.Context) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.machine != nil {
+		g.exits += g.machine.Exits()
+	}
 	g.machine, g.life, g.paused, g.full = m, life, false, false
 	close(g.changed)
 	g.changed = make(chan struct{})
+	g.tell()
+}
+
+// tell wakes those who watch the guest. With mu.
+func (g *guest) tell() {
+	g.changes++
+	close(g.told)
+	g.told = make(chan struct{})
+}
+
+// watch returns when changes is another number than after.
+func (g *guest) watch(ctx context.Context, after uint64) error {
+	for {
+		g.mu.Lock()
+		changes, told := g.changes, g.told
+		g.mu.Unlock()
+		if changes != after {
+			return nil
+		}
+		select {
+		case <-told:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // current returns the machine and the context that ends with it. Between two it waits for the next.
@@ -214,6 +246,7 @@ func (g *guest) notePaused(m *machine.Machine, paused bool) {
 	defer g.mu.Unlock()
 	if g.machine == m {
 		g.paused = paused
+		g.tell()
 	}
 }
 
@@ -283,6 +316,7 @@ func (g *guest) beginSaving() bool {
 	defer g.mu.Unlock()
 	was := g.saving
 	g.saving = true
+	g.tell()
 	return !was
 }
 
@@ -290,6 +324,7 @@ func (g *guest) endSaving() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.saving = false
+	g.tell()
 }
 
 // reason says why the guest is paused, if nobody asked for it.

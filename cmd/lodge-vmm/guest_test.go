@@ -12,9 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
 	"github.com/lodgehv/lodge/hypervisor/virtio/console"
+	virtionet "github.com/lodgehv/lodge/hypervisor/virtio/net"
 )
 
 // What is typed on a console whose guest reboots before it has room goes to the device of the next machine.
@@ -159,4 +162,53 @@ func TestDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	await("paused", "")
+}
+
+// Who watches hears of each change, and of nothing else.
+func TestWatch(t *testing.T) {
+	g := newGuest(&definition.Definition{}, nil, slog.New(slog.DiscardHandler))
+	m := &machine.Machine{}
+	for _, change := range []func(){
+		func() { g.set(m, t.Context()) }, func() { g.notePaused(m, true) }, func() { g.notePaused(m, false) },
+		func() { g.beginSaving() }, g.endSaving, func() { g.set(nil, nil) },
+	} {
+		before := g.changes
+		heard := make(chan error)
+		go func() { heard <- g.watch(t.Context(), before) }()
+		select {
+		case err := <-heard:
+			t.Fatalf("heard of nothing: %v", err)
+		case <-time.After(time.Millisecond):
+		}
+		change()
+		if err := <-heard; err != nil || g.changes == before {
+			t.Fatalf("%d changes, %v", g.changes, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.watch(ctx, g.changes); !errors.Is(err, context.Canceled) {
+		t.Errorf("nobody watches any more: %v", err)
+	}
+}
+
+// fakeBackend carries nothing.
+type fakeBackend struct{ virtionet.Backend }
+
+func (fakeBackend) Receive([]unix.Iovec, func()) (int, error) { return virtionet.HeaderSize + 100, nil }
+func (fakeBackend) Send([]unix.Iovec) error                   { return nil }
+
+func TestTraffic(t *testing.T) {
+	g := newGuest(&definition.Definition{}, &resources{}, nil)
+	c := &countedBackend{fakeBackend{}, &g.res.traffic}
+	packet := []unix.Iovec{{Len: virtionet.HeaderSize}, {Len: 40}, {Len: 2}}
+	if _, err := c.Receive(packet, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Send(packet); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := g.stats(), (guestStats{NetReceived: 100, NetSent: 42}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
 }

@@ -35,7 +35,7 @@ type command struct {
 
 func commands() []command {
 	return []command{
-		{"run", "[--restore DIR [--ignore-disk-changes]] [--log-syscalls] GUEST.toml", "run a guest until it powers off", runGuest},
+		{"run", "[--restore DIR [--ignore-disk-changes]] [--outcome FILE] [--log-syscalls] GUEST.toml", "run a guest until it powers off", runGuest},
 		{"restore", "[--shared] [--ignore-disk-changes] [--log-syscalls] DIR", "run a guest from a saved state", restoreGuest},
 		{"check", "[--json] GUEST.toml | DIR", "validate a definition, or every byte of a saved state", check},
 		{"status", "[--json] GUEST", "tell how a running guest is", status},
@@ -58,6 +58,7 @@ type environment struct {
 	stdout, stderr io.Writer
 	log            *slog.Logger
 	handed         *handed
+	outcome        *outcomeFile // where it is told how the guest ended; nil is nowhere
 }
 
 // usageError is a mistake on the command line.
@@ -155,6 +156,16 @@ func flags(args []string, known map[string]*bool) (rest []string, err error) {
 		}
 	}
 	return rest, nil
+}
+
+// valueFlag takes the flag of that name out of args, with its value: "" if it is not there.
+func valueFlag(args []string, name string) (value string, rest []string) {
+	for i, a := range args {
+		if a == name && i+1 < len(args) {
+			return args[i+1], append(args[:i:i], args[i+2:]...)
+		}
+	}
+	return "", args
 }
 
 // outcomeStatus says how a guest ended, and turns it into the command's result.

@@ -23,14 +23,8 @@ import (
 
 // runGuest is the command "run".
 func runGuest(ctx context.Context, e *environment, args []string) error {
-	var dir string
-	for i, a := range args {
-		if a == "--restore" && i+1 < len(args) {
-			dir = args[i+1]
-			args = append(args[:i:i], args[i+2:]...)
-			break
-		}
-	}
+	dir, args := valueFlag(args, "--restore")
+	outcome, args := valueFlag(args, "--outcome")
 	var ignore, logOnly bool
 	args, err := flags(args, map[string]*bool{ignoreDiskChanges: &ignore, logSyscalls: &logOnly})
 	if err != nil {
@@ -46,6 +40,10 @@ func runGuest(ctx context.Context, e *environment, args []string) error {
 	if err != nil {
 		return err
 	}
+	if e.outcome, err = openOutcome(outcome); err != nil {
+		return err
+	}
+	defer e.outcome.close()
 	if dir == "" {
 		return serve(ctx, e, def, machine.New, false)
 	}
@@ -207,5 +205,5 @@ func serve(
 	if err != nil {
 		return fmt.Errorf("guest %s: %w", def.Name, err)
 	}
-	return outcomeStatus(slog.New(limited.Unlimited()), o)
+	return errors.Join(e.outcome.write(o), outcomeStatus(slog.New(limited.Unlimited()), o))
 }

@@ -49,8 +49,17 @@ func openSerial(i int, s definition.Serial, e *environment) (*serialPort, error)
 			return nil, fmt.Errorf("serial: %w", err)
 		}
 		c := &socketConsole{l: l}
-		serve := func(ctx context.Context, g *guest) error { return c.serve(ctx, g.typeOn(i)) }
-		return &serialPort{out: c, serve: serve, close: func() error { return closeOnce(l) }}, nil
+		port := &serialPort{out: c, close: func() error { return closeOnce(l) }}
+		port.serve = func(ctx context.Context, g *guest) error { return c.serve(ctx, g.typeOn(i)) }
+		if s.Log != "" {
+			f, err := openLogFile(s.Log)
+			if err != nil {
+				return nil, errors.Join(fmt.Errorf("serial: %w", err), port.close())
+			}
+			port.out = &loggedConsole{c, f}
+			port.close = func() error { return errors.Join(closeOnce(l), f.Close()) }
+		}
+		return port, nil
 	}
 	out, closeOut := withDeadlines(e.stdout)
 	say, closeSay := withDeadlines(e.stderr)
@@ -114,6 +123,20 @@ func (s *socketConsole) Write(p []byte) (int, error) {
 		}
 	}
 	return len(p), nil
+}
+
+// loggedConsole is a console whose output goes to a file as well.
+type loggedConsole struct {
+	*socketConsole
+	log *logFile
+}
+
+// Write implements io.Writer. What a client interrupts by not reading is in the log once, and what the log does not take, such
+// as on a full disk, does not hold the guest up.
+func (l *loggedConsole) Write(p []byte) (int, error) {
+	n, err := l.socketConsole.Write(p)
+	_, _ = l.log.Write(p[:n])
+	return n, err
 }
 
 // SetWriteDeadline lets the device interrupt a Write.

@@ -1,4 +1,4 @@
-// Command lodge is the user's tool: so far the console in text, for any terminal and for serial lines.
+// Command lodge is the user's tool: commands for the manager, and the console in text, for any terminal and for serial lines.
 package main
 
 import (
@@ -19,6 +19,8 @@ import (
 
 // cli is the command line.
 type cli struct {
+	Manage manageCommands `embed:""`
+
 	Console    consoleCommand    `cmd:"" help:"Manage guests, by the keyboard alone."`
 	Completion completionCommand `cmd:"" help:"Print shell completion."`
 	Man        manCommand        `cmd:"" help:"Print the manual page."`
@@ -55,7 +57,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (status int)
 		kong.Name("lodge"), kong.Description("Lodge runs several systems on one notebook. This is its user's tool."),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.Writers(out, errOut), kong.Exit(func(code int) { panic(leave(code)) }),
-		kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(out, (*io.Writer)(nil)))
+		kong.BindTo(ctx, (*context.Context)(nil)), kong.BindTo(out, (*io.Writer)(nil)), kong.Bind(&c.Manage))
 	if err != nil {
 		fmt.Fprintln(errOut, "lodge:", err)
 		return exitError
@@ -72,7 +74,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (status int)
 		for line := range strings.Lines(err.Error()) { // a join of errors has one on each
 			fmt.Fprintf(errOut, "lodge %s: %s\n", k.Selected().Name, strings.TrimSuffix(line, "\n"))
 		}
-		return exitError
+		return exitStatus(err)
 	}
 	return 0
 }

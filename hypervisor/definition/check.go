@@ -23,9 +23,9 @@ const (
 	maxNICs   = 8
 )
 
-// isName reports whether s can name a guest or a device: up to 64 letters, digits, '-', '_' and '.', the first of them a
+// IsName reports whether s can name a guest or a device: up to 64 letters, digits, '-', '_' and '.', the first of them a
 // letter or digit. (Compiled expressions would be half of what this program does before it reads its definition.)
-func isName(s string) bool {
+func IsName(s string) bool {
 	for i, c := range []byte(s) {
 		switch {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
@@ -58,19 +58,24 @@ type checker struct {
 	errs  []error
 }
 
-// fail reports msg at key, or at the nearest key or table above it that the file has: "disk[1].path" may be missing, or
-// written within "disk".
+// fail reports msg at key.
 func (c *checker) fail(key, format string, args ...any) {
+	c.errs = append(c.errs, &Error{c.file, c.line(key), fmt.Sprintf(format, args...)})
+}
+
+// line returns the line of key, or of the nearest key or table above it that the file has: "disk[1].path" may be missing, or
+// written within "disk".
+func (c *checker) line(key string) int {
 	line, ok := c.lines[key]
 	for !ok && key != "" {
 		key = key[:max(strings.LastIndexAny(key, ".["), 0)]
 		line, ok = c.lines[key]
 	}
-	c.errs = append(c.errs, &Error{c.file, line, fmt.Sprintf(format, args...)})
+	return line
 }
 
 func (c *checker) definition(d *Definition) {
-	if !isName(d.Name) {
+	if !IsName(d.Name) {
 		c.fail("name", "name %q: give the guest a name of up to 64 letters, digits, '-', '_' and '.'", d.Name)
 	}
 	if d.UUID != "" && !isUUID(d.UUID) {
@@ -222,6 +227,8 @@ func (c *checker) serial(key string, p Serial, modes ...string) {
 		c.fail(key, "%s: mode %s needs a path", key, p.Mode)
 	case !needsPath && p.Path != "":
 		c.fail(key+".path", "%s: path belongs to mode socket or file", key)
+	case p.Log != "" && p.Mode != "socket":
+		c.fail(key+".log", "%s: log belongs to mode socket", key)
 	}
 }
 
@@ -265,7 +272,7 @@ func (c *checker) sockets(d *Definition) {
 
 // name checks a device's name. Two devices with one name would be one in a saved state.
 func (c *checker) name(at, kind, name string, names map[string]bool) {
-	if !isName(name) {
+	if !IsName(name) {
 		c.fail(at+".name", "%s name %q: use up to 64 letters, digits, '-', '_' and '.'", kind, name)
 	} else if names[name] {
 		c.fail(at+".name", "two %ss are called %q: rename one", kind, name)
@@ -289,7 +296,7 @@ func (d *Definition) complete(dir string) {
 		on := true
 		d.RNG = &on
 	}
-	paths := []*string{&d.Boot.Kernel, &d.Boot.Initrd, &d.Boot.Firmware, &d.Serial.Path, &d.Serial2.Path, &d.Debug, &d.Control}
+	paths := []*string{&d.Boot.Kernel, &d.Boot.Initrd, &d.Boot.Firmware, &d.Serial.Path, &d.Serial2.Path, &d.Serial.Log, &d.Serial2.Log, &d.Debug, &d.Control}
 	for i := range d.Disks {
 		k := &d.Disks[i]
 		paths = append(paths, &k.Path, &k.Socket)

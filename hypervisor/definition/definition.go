@@ -76,6 +76,7 @@ type NIC struct {
 type Serial struct {
 	Mode string `toml:"mode,omitempty"` // stdio (of the first port only), socket, file or none
 	Path string `toml:"path,omitempty"` // of the socket or file; a full file is renamed to PATH.1
+	Log  string `toml:"log,omitempty"`  // of a socket: a file that gets what the guest prints too; a full one is renamed to LOG.1
 }
 
 // Socket is a Unix socket that the VMM listens on.
@@ -157,6 +158,13 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Msg)
 }
 
+// Fault returns an error about d at a key such as "boot.kernel" or "disk[1].path", in the file that d was read from, which it
+// calls file.
+func (d *Definition) Fault(file, key, format string, args ...any) *Error {
+	c := checker{file: file, lines: d.lines}
+	return &Error{file, c.line(key), fmt.Sprintf(format, args...)}
+}
+
 // maxFile is more than any definition that people write, in bytes.
 const maxFile = 1 << 20
 
@@ -190,34 +198,69 @@ func Read(f io.Reader, path string) (*Definition, error) {
 // file: see CheckHost.
 func Parse(name, dir string, b []byte) (*Definition, error) {
 	d := &Definition{}
-	dec := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
-	if err := dec.Decode(d); err != nil {
-		return nil, decodeError(name, err)
+	if err := ParseExtended(name, dir, b, Extension{Into: d, Definition: d, Manual: "lodge-vmm(1)"}); err != nil {
+		return nil, err
 	}
+	return d, nil
+}
+
+// Extension is what a file of definitions has beside those of a machine, such as what a manager wants to know of a guest.
+type Extension struct {
+	Into       any         // what is decoded: a struct that embeds a Definition
+	Definition *Definition // that one
+	Manual     string      // where the keys are explained, for errors
+
+	// Prepare, which may be nil, gets what was decoded before it is checked, to fill in what may be missing here.
+	Prepare func()
+	// Check, which may be nil, reports what is wrong with the rest: at a key such as "boot.kernel" or "disk[1].path".
+	Check func(fail func(key, format string, args ...any))
+}
+
+// ParseExtended is Parse for a file that has more than a definition. The error is a join of *Error.
+func ParseExtended(name, dir string, b []byte, e Extension) error {
+	dec := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
+	if err := dec.Decode(e.Into); err != nil {
+		return decodeError(name, e.Manual, err)
+	}
+	d := e.Definition
 	d.lines = index(b)
 	c := checker{file: name, lines: d.lines}
+	if e.Prepare != nil {
+		e.Prepare()
+	}
 	c.definition(d)
+	if e.Check != nil {
+		e.Check(c.fail)
+	}
 	if len(c.errs) == 0 {
 		d.complete(dir)
 		c.sockets(d)
 	}
-	if err := errors.Join(c.errs...); err != nil {
-		return nil, err
+	return errors.Join(c.errs...)
+}
+
+// NameIn returns the name in a definition, valid or not: "" if it has none that can be found.
+func NameIn(b []byte) string {
+	var d struct {
+		Name string `toml:"name"`
 	}
-	return d, nil
+	if err := toml.Unmarshal(b, &d); err != nil {
+		return ""
+	}
+	return d.Name
 }
 
 // Marshal returns d as a file that Parse reads again.
 func (d *Definition) Marshal() ([]byte, error) { return toml.Marshal(d) }
 
 // decodeError turns the decoder's errors into ours.
-func decodeError(file string, err error) error {
+func decodeError(file, manual string, err error) error {
 	var strict *toml.StrictMissingError
 	if errors.As(err, &strict) {
 		var errs []error
 		for _, e := range strict.Errors {
 			row, _ := e.Position()
-			errs = append(errs, &Error{file, row, fmt.Sprintf("unknown key %q: see lodge-vmm(1) for those that exist", strings.Join(e.Key(), "."))})
+			errs = append(errs, &Error{file, row, fmt.Sprintf("unknown key %q: see %s for those that exist", strings.Join(e.Key(), "."), manual)})
 		}
 		return errors.Join(errs...)
 	}
@@ -228,7 +271,7 @@ func decodeError(file string, err error) error {
 		// The decoder names Go's types, which mean nothing to whoever wrote the file.
 		if what, mismatch := strings.CutPrefix(msg, "cannot decode TOML "); mismatch {
 			what, _, _ = strings.Cut(what, " into ")
-			msg = fmt.Sprintf("a value of type %s is not what belongs here: see lodge-vmm(1)", what)
+			msg = fmt.Sprintf("a value of type %s is not what belongs here: see %s", what, manual)
 		}
 		if key != "" {
 			msg = key + ": " + msg

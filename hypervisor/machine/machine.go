@@ -296,6 +296,14 @@ func (m *Machine) Running() bool {
 // PowerButton presses the power button: an operating system with ACPI shuts down.
 func (m *Machine) PowerButton() { m.pm.PowerButton() }
 
+// Exits returns how often the guest has left its processors for a device, since the machine was made.
+func (m *Machine) Exits() (n uint64) {
+	for _, c := range m.cpus {
+		n += c.Exits()
+	}
+	return n
+}
+
 // NMI sends a non-maskable interrupt to vCPU 0, which makes most systems dump or panic.
 func (m *Machine) NMI() error { return m.cpus[0].Do((*kvm.VCPU).NMI) }
 

@@ -58,6 +58,7 @@ type CPU struct {
 	requests  chan request // received by the thread, out of the guest
 	over      *atomic.Bool // never nil; see EndWith
 	exited    chan struct{}
+	exits     atomic.Uint64 // written by the thread only
 
 	// The thread's own. completed is false after an exit whose access KVM finishes on the next KVM_RUN only.
 	completed bool
@@ -101,6 +102,9 @@ func (c *CPU) Index() int { return c.index }
 
 // Status returns the current state. Unless it is Stopped, or the caller prevents it, it may change at any time.
 func (c *CPU) Status() Status { return Status(c.status.Load()) }
+
+// Exits returns how often the guest has left the processor for a device of ours.
+func (c *CPU) Exits() uint64 { return c.exits.Load() }
 
 // Resume lets the guest run, for the first time or again. It does nothing if it does run.
 func (c *CPU) Resume() error {
@@ -198,6 +202,7 @@ func (c *CPU) run() (Event, bool) {
 		switch errno := c.k.Run(); errno {
 		case 0:
 			c.completed = false
+			c.exits.Store(c.exits.Load() + 1)
 			if e, ok := c.exit(); ok {
 				return e, true
 			}

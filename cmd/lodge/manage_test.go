@@ -1,0 +1,82 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/lodgehv/lodge/hypervisor/manager"
+	"github.com/lodgehv/lodge/hypervisor/manager/api"
+)
+
+// noMachine is a host on which no VMM can be started.
+type noMachine struct{}
+
+// Launch implements manager.Launcher.
+func (noMachine) Launch(context.Context, manager.Launch, func(int) error) error {
+	return errors.New("no machine can be made here")
+}
+
+// TestManage runs the scripts in testdata/manage, each with a manager on a bus of its own.
+func TestManage(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/manage",
+		Setup: func(e *testscript.Env) error {
+			dir, err := os.MkdirTemp("", "lodge") // short enough for sockets
+			if err != nil {
+				return err
+			}
+			e.Defer(func() { os.RemoveAll(dir) })
+			address, err := startBus(e, dir)
+			if err != nil {
+				return err
+			}
+			e.Setenv("LODGE_BUS", address)
+			m, err := manager.New(manager.Config{ConfigDir: filepath.Join(dir, "etc"), StateDir: filepath.Join(dir, "var"),
+				RunDir: filepath.Join(dir, "run"), Launcher: noMachine{}})
+			if err != nil {
+				return err
+			}
+			e.Defer(m.Close)
+			ctx, cancel := context.WithCancel(context.Background())
+			ready, end := make(chan struct{}, 1), make(chan error, 1)
+			go func() {
+				end <- api.Serve(ctx, api.Config{Bus: address, Manager: m, Auth: api.Owner{}, Version: "1.2.3"}, func() { ready <- struct{}{} })
+			}()
+			e.Defer(func() { cancel(); <-end })
+			select {
+			case <-ready:
+				return nil
+			case err := <-end:
+				end <- err
+				return err
+			}
+		},
+	})
+}
+
+func startBus(e *testscript.Env, dir string) (address string, err error) {
+	address = "unix:path=" + filepath.Join(dir, "bus")
+	cmd := exec.Command("dbus-daemon", "--session", "--nofork", "--nopidfile", "--print-address", "--address="+address)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return "", err
+	}
+	e.Defer(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	_, err = bufio.NewReader(out).ReadString('\n')
+	return address, err
+}

@@ -1,0 +1,147 @@
+// Command lodged is the manager of guests: it keeps their definitions, starts and stops them and knows how they are. It only
+// parses flags and composes; the manager is hypervisor/manager.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"github.com/lodgehv/lodge/hypervisor/manager"
+	"github.com/lodgehv/lodge/hypervisor/manager/api"
+)
+
+const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
+              [--bus BUS] [--seat SOCKET]
+
+Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
+
+  --config-dir DIR   definitions (/etc/lodge)
+  --state-dir DIR    saved guests, snapshots, logs, earlier definitions (/var/lib/lodge)
+  --run-dir DIR      sockets of guests that run (/run/lodge)
+  --vmm FILE         the program that runs a guest (lodge-vmm beside this one, or on the PATH)
+  --bus BUS          where org.lodgehv.Lodge1 is offered: system, where polkit decides who may do what; session or the address of
+                     a bus, for this user only; or none (system)
+  --seat SOCKET      the control socket of lodge-seat, to switch between guests
+
+SIGHUP reads the definitions anew. SIGTERM ends lodged and leaves the guests running: the next lodged finds them.
+`
+
+func main() {
+	manager.RunGate()
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	switch {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUsage):
+		os.Exit(2)
+	default:
+		fmt.Fprintln(os.Stderr, "lodged:", err)
+		os.Exit(1)
+	}
+}
+
+// errUsage says that the usage was shown.
+var errUsage = errors.New("usage")
+
+func run(ctx context.Context, args []string, out, errOut io.Writer) error {
+	fs := flag.NewFlagSet("lodged", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	var cfg manager.Config
+	fs.StringVar(&cfg.ConfigDir, "config-dir", "/etc/lodge", "")
+	fs.StringVar(&cfg.StateDir, "state-dir", "/var/lib/lodge", "")
+	fs.StringVar(&cfg.RunDir, "run-dir", "/run/lodge", "")
+	vmm := fs.String("vmm", "", "")
+	bus := fs.String("bus", "system", "")
+	seat := fs.String("seat", "", "")
+	err := fs.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(out, usage)
+		return err
+	}
+	if err == nil && fs.NArg() > 0 {
+		err = fmt.Errorf("%q is too much", fs.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(errOut, "lodged: %v\n%s", err, usage)
+		return errUsage
+	}
+	if *vmm, err = findVMM(*vmm); err != nil {
+		return err
+	}
+	cfg.Log = slog.New(slog.NewTextHandler(errOut, nil))
+	cfg.Launcher = &manager.Plain{VMM: *vmm}
+	cfg.Screen = screenshot
+	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)})
+}
+
+// findVMM returns the program that runs guests: path, unless that is "".
+func findVMM(path string) (string, error) {
+	if path != "" {
+		return filepath.Abs(path)
+	}
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "lodge-vmm")
+		if st, err := os.Stat(beside); err == nil && st.Mode().IsRegular() {
+			return beside, nil
+		}
+	}
+	path, err := exec.LookPath("lodge-vmm")
+	if err != nil {
+		return "", fmt.Errorf("%w: install it beside lodged, or name it with --vmm", err)
+	}
+	return filepath.Abs(path)
+}
+
+// serve runs the manager until ctx ends.
+func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, unix.SIGHUP)
+	defer signal.Stop(hangup)
+	m, err := manager.New(cfg)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	if err := m.Autostart(); err != nil {
+		cfg.Log.Error("autostart", "err", err)
+	}
+	bus.Manager, bus.Log = m, cfg.Log
+	apiEnd, err := offer(ctx, bus)
+	if err != nil {
+		return err
+	}
+	notify(cfg.Log, daemon.SdNotifyReady)
+	for {
+		select {
+		case <-hangup:
+			notify(cfg.Log, daemon.SdNotifyReloading)
+			if err := m.Reload(); err != nil {
+				cfg.Log.Error("reload", "err", err)
+			}
+			notify(cfg.Log, daemon.SdNotifyReady)
+		case <-ctx.Done():
+			notify(cfg.Log, daemon.SdNotifyStopping)
+			<-apiEnd
+			return nil
+		}
+	}
+}
+
+// notify tells the service manager, if there is one, how far we are (sd_notify(3)).
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("service manager", "err", err)
+	}
+}

@@ -1,0 +1,491 @@
+// Package manager turns single machines into a system: it keeps the definitions of guests, starts and stops their VMMs, saves
+// them, hears what becomes of them and tells who wants to know. It knows nothing of D-Bus and prints nothing: its methods are
+// what an API calls.
+//
+// Each guest has an owner, a goroutine that alone changes its state (package life) and sleeps while nothing happens. What takes
+// time runs beside it, as a job if somebody asked for it, and tells the owner how it went. docs/manager.md describes the
+// directories and what happens when something is killed.
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"image"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/manager/job"
+	"github.com/lodgehv/lodge/hypervisor/manager/life"
+	"github.com/lodgehv/lodge/hypervisor/manager/store"
+)
+
+// Config says where things are and who does what.
+type Config struct {
+	ConfigDir string // definitions: guests/NAME.toml
+	StateDir  string // what outlives a boot: guests/NAME and versions/NAME
+	RunDir    string // sockets, which do not: guests/NAME
+
+	Launcher Launcher
+	Storage  Storage // nil is Files
+
+	// Screen returns what a guest shows, over the socket of its display. nil: there are no thumbnails.
+	Screen func(ctx context.Context, socket string) (image.Image, error)
+
+	Log *slog.Logger // nil is none
+}
+
+// Errors that a caller may want to tell apart, beside those of store, life and job. What is returned says which guest it is
+// about.
+var (
+	ErrBusy     = errors.New("busy")
+	ErrClosed   = errors.New("the manager ends")
+	ErrNoMemory = errors.New("it has no memory of a running guest")
+)
+
+// Manager is all guests of a host. Its methods may be called from any goroutine.
+type Manager struct {
+	cfg   Config
+	log   *slog.Logger
+	boot  string
+	lock  *os.File
+	store *store.Store
+	jobs  *job.Jobs
+	bus   bus
+	stats sampler
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	defining sync.Mutex // held while the set of definitions changes; before mu
+
+	mu     sync.Mutex
+	guests map[string]*guest
+	closed bool
+}
+
+// maxJobs is how many jobs run at a time: one for each guest, and some.
+const maxJobs = 300
+
+// New opens the directories, which it makes if need be, finds the guests that run already, and takes up what the manager before
+// it was killed in the middle of. There is one manager of a directory at a time.
+func New(cfg Config) (_ *Manager, err error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Storage == nil {
+		cfg.Storage = Files{}
+	}
+	m := &Manager{cfg: cfg, log: cfg.Log, guests: make(map[string]*guest)}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
+	if m.boot, err = bootID(); err != nil {
+		return nil, err
+	}
+	for _, dir := range []*string{&m.cfg.ConfigDir, &m.cfg.StateDir, &m.cfg.RunDir} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return nil, err
+		}
+	}
+	for _, dir := range []string{m.stateDir(""), filepath.Join(m.cfg.RunDir, "guests")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if m.lock, err = lockDir(m.cfg.StateDir); err != nil {
+		return nil, err
+	}
+	m.store, err = store.Open(store.Config{
+		Dir: filepath.Join(m.cfg.ConfigDir, "guests"), Versions: filepath.Join(m.cfg.StateDir, "versions"), Sockets: m.sockets,
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.jobs = job.New(job.Options{Running: maxJobs, Changed: func(s job.Status) {
+		m.bus.send(Event{Kind: JobChanged, Name: s.Object, Job: &s})
+	}})
+	m.stats.m = m
+	for name, fault := range m.store.Faults() {
+		m.log.Warn("definition cannot be used", "guest", name, "err", fault)
+	}
+	return m, m.recover()
+}
+
+// lockDir makes us the only manager of a directory until the file is closed or this process ends.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	// Of a manager that was killed as it started a VMM, the child has the lock until it executes the program.
+	for deadline := time.Now().Add(lockLimit); ; time.Sleep(lockRetry) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("%s: %w: does another manager run already?", dir, err)
+		}
+	}
+}
+
+// How long a manager waits for the one before it, and how often it looks.
+const (
+	lockLimit = 2 * time.Second
+	lockRetry = 20 * time.Millisecond
+)
+
+// recover makes the guests: of definitions, and of what is left of others.
+func (m *Manager) recover() error {
+	names := make(map[string]bool)
+	for _, g := range m.store.List() {
+		names[g.Name] = true
+	}
+	for name := range m.store.Faults() {
+		names[name] = true
+	}
+	dirs, err := os.ReadDir(m.stateDir(""))
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if name := d.Name(); definition.IsName(name) {
+			if r, err := readRecord(m.stateDir(name)); err != nil {
+				m.log.Warn("record of a guest is damaged", "guest", name, "err", err)
+				_ = removeRecord(m.stateDir(name))
+			} else if r != nil {
+				names[name] = true
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		m.add(name, true)
+	}
+	for _, g := range m.all() {
+		g.do(g.takeUp)
+	}
+	for _, g := range m.all() { // only now, when it is known of all whether they run
+		g.do(g.carryOn)
+	}
+	return nil
+}
+
+// add makes the guest of that name and its owner. known is whether something of it may be on the disk.
+func (m *Manager) add(name string, known bool) *guest {
+	g := &guest{m: m, name: name, calls: make(chan func()), gone: make(chan struct{}), state: life.Defined, since: time.Now(),
+		log: m.log.With("guest", name)}
+	g.info.Store(&published{changed: make(chan struct{})})
+	g.def, g.fault = m.store.Get(name)
+	if known {
+		g.finishRevert()
+		g.state = life.Rest(g.facts())
+	}
+	g.publish()
+	m.mu.Lock()
+	m.guests[name] = g
+	m.mu.Unlock()
+	if !m.background(g.own) {
+		g.end()
+	}
+	return g
+}
+
+// background runs f until Close has waited for it. It reports whether there was no Close before.
+func (m *Manager) background(f func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false
+	}
+	m.wg.Go(f)
+	return true
+}
+
+// Close ends the manager. The guests run on; the next manager finds them.
+func (m *Manager) Close() {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.cancel()
+	if m.jobs != nil {
+		m.jobs.Close()
+	}
+	for _, g := range m.all() {
+		g.end()
+	}
+	m.wg.Wait()
+	if m.lock != nil {
+		m.lock.Close()
+	}
+}
+
+func (m *Manager) stateDir(guest string) string {
+	return filepath.Join(m.cfg.StateDir, "guests", guest)
+}
+func (m *Manager) runDir(guest string) string { return filepath.Join(m.cfg.RunDir, "guests", guest) }
+func (m *Manager) logDir(guest string) string { return filepath.Join(m.stateDir(guest), "logs") }
+
+func (m *Manager) sockets(guest string) store.Sockets {
+	return store.Sockets{Run: m.runDir(guest), Logs: m.logDir(guest)}
+}
+
+// all returns the guests in the order of their names.
+func (m *Manager) all() []*guest {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := slices.Collect(maps.Values(m.guests))
+	slices.SortFunc(list, func(a, b *guest) int { return strings.Compare(a.name, b.name) })
+	return list
+}
+
+func (m *Manager) find(name string) (*guest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch g := m.guests[name]; {
+	case m.closed:
+		return nil, ErrClosed
+	case g != nil:
+		return g, nil
+	case !definition.IsName(name):
+		return nil, fmt.Errorf("%w: %.80q", store.ErrName, name)
+	}
+	return nil, fmt.Errorf("%w: %s", store.ErrNotFound, name)
+}
+
+// Guest is a guest as it was at one moment.
+type Guest struct {
+	Name        string
+	Label       string
+	Color, Icon string
+	Slot        int
+	UUID        string
+	CPUs        int
+	Memory      uint64 // bytes
+	Autostart   bool
+	Disposable  bool
+	Depends     []string
+
+	// Fault says what is wrong with the definition; the guest cannot be started then, and of the above only Name counts.
+	Fault string
+
+	State life.State
+	Since time.Time // when it came into this state
+	Note  string    // for people: why it crashed, why it is paused, that it does not answer
+	Ready bool      // it runs, and its probe has succeeded if it has one
+	Stale bool      // it runs with an older definition
+
+	PID     int       // of its VMM; 0 is none
+	Began   time.Time // when the VMM was started
+	Reboots int       // since then
+
+	Restarts  int       // by the restart policy, one after the other
+	RestartAt time.Time // of state Restarting
+
+	Saved time.Time // when the saved state was made that a start goes on from; zero if there is none
+
+	// Sockets, while there is a VMM; "" if it has none.
+	Control, Display, Serial, Console, Vsock string
+}
+
+// List returns all guests, by name. It waits for nothing.
+func (m *Manager) List() []Guest {
+	all := m.all()
+	list := make([]Guest, len(all))
+	for i, g := range all {
+		list[i] = g.info.Load().Guest
+	}
+	return list
+}
+
+// Get returns one guest. It waits for nothing.
+func (m *Manager) Get(name string) (Guest, error) {
+	g, err := m.find(name)
+	if err != nil {
+		return Guest{}, err
+	}
+	return g.info.Load().Guest, nil
+}
+
+// Subscribe returns a subscription to events from now on.
+func (m *Manager) Subscribe() *Subscription { return m.bus.subscribe() }
+
+// Jobs returns the long work that runs and has ended.
+func (m *Manager) Jobs() *job.Jobs { return m.jobs }
+
+// Check validates a definition and saves nothing.
+func (m *Manager) Check(text []byte) error { return m.store.Check(text) }
+
+// Define adds a guest and returns its name.
+func (m *Manager) Define(text []byte) (string, error) {
+	m.defining.Lock()
+	defer m.defining.Unlock()
+	def, err := m.store.Define(text)
+	if err != nil {
+		return "", err
+	}
+	m.mu.Lock()
+	g, closed := m.guests[def.Name], m.closed
+	m.mu.Unlock()
+	switch {
+	case closed:
+		return "", ErrClosed
+	case g != nil: // its definition had gone while it ran
+		g.do(g.redefine)
+	default:
+		m.add(def.Name, true)
+	}
+	m.log.Info("guest defined", "guest", def.Name)
+	m.refresh()
+	return def.Name, nil
+}
+
+// Edit replaces the definition of a guest, if it is still the one that tag belongs to; "" replaces any. A guest that runs gets
+// it at its next start.
+func (m *Manager) Edit(name string, text []byte, tag string) error {
+	m.defining.Lock()
+	defer m.defining.Unlock()
+	g, err := m.find(name)
+	if err != nil {
+		return err
+	}
+	if _, err := m.store.Edit(name, text, tag); err != nil {
+		return err
+	}
+	g.do(g.redefine)
+	m.log.Info("definition changed", "guest", name)
+	m.refresh()
+	return nil
+}
+
+// refresh looks at the definitions that were wrong, perhaps because of another one.
+func (m *Manager) refresh() {
+	if len(m.store.Faults()) > 0 {
+		if err := m.reload(); err != nil {
+			m.log.Warn("definitions cannot be read", "err", err)
+		}
+	}
+}
+
+// Definition returns a guest's definition as text, and its tag for Edit.
+func (m *Manager) Definition(name string) (text []byte, tag string, err error) {
+	return m.store.Text(name)
+}
+
+// Versions returns the definitions before the current one, the newest first.
+func (m *Manager) Versions(name string) ([]store.Version, error) { return m.store.Versions(name) }
+
+// VersionText returns one of them.
+func (m *Manager) VersionText(name string, number int) ([]byte, error) {
+	return m.store.VersionText(name, number)
+}
+
+// Reload reads the definitions anew, which people may have edited by hand.
+func (m *Manager) Reload() error {
+	m.defining.Lock()
+	defer m.defining.Unlock()
+	return m.reload()
+}
+
+// reload is Reload with defining held.
+func (m *Manager) reload() error {
+	changed, err := m.store.Reload()
+	if err != nil {
+		return err
+	}
+	for _, name := range changed {
+		_, err := m.store.Get(name)
+		g, _ := m.find(name)
+		switch {
+		case g != nil && errors.Is(err, store.ErrNotFound):
+			if g.info.Load().State.Alive() {
+				g.do(g.redefine)
+			} else if err := m.remove(g); err != nil {
+				m.log.Warn("guest whose definition has gone", "guest", name, "err", err)
+			}
+		case g != nil:
+			g.do(g.redefine)
+		case !errors.Is(err, store.ErrNotFound):
+			m.add(name, true)
+		}
+	}
+	return nil
+}
+
+// Delete removes a guest that is off, with its saved state, snapshots and logs. Its disks, which are files of the user's, stay.
+func (m *Manager) Delete(name string) error {
+	m.defining.Lock()
+	defer m.defining.Unlock()
+	g, err := m.find(name)
+	if err != nil {
+		return err
+	}
+	var refused error
+	if !g.do(func() {
+		if refused = g.step(life.Change); refused == nil && g.busy != "" {
+			refused = g.errBusy()
+		}
+		if refused == nil {
+			if refused = m.store.Delete(name); refused == nil || errors.Is(refused, store.ErrNotFound) {
+				refused, g.busy = nil, "it is deleted"
+			}
+		}
+	}) {
+		return ErrClosed
+	}
+	if refused != nil {
+		return refused
+	}
+	m.log.Info("guest deleted", "guest", name)
+	return m.remove(g)
+}
+
+// remove drops a guest that has no definition and no VMM any more, and all that is kept of it.
+func (m *Manager) remove(g *guest) error {
+	g.end()
+	m.mu.Lock()
+	delete(m.guests, g.name)
+	m.mu.Unlock()
+	m.stats.forget(g.name)
+	m.bus.send(Event{Kind: GuestDeleted, Name: g.name})
+	return errors.Join(os.RemoveAll(m.stateDir(g.name)), os.RemoveAll(m.runDir(g.name)))
+}
+
+// Autostart starts the guests that are to be, those of the highest priority first, once in a boot of the host. It does not wait
+// for them.
+func (m *Manager) Autostart() error {
+	done := filepath.Join(m.cfg.RunDir, "autostarted")
+	if b, err := os.ReadFile(done); err == nil && string(b) == m.boot {
+		return nil
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	list := m.store.List()
+	slices.SortStableFunc(list, func(a, b *store.Guest) int { return b.Priority - a.Priority })
+	for _, def := range list {
+		if !def.Autostart {
+			continue
+		}
+		if g, err := m.find(def.Name); err == nil && !g.info.Load().State.Alive() {
+			if _, err := m.Start(def.Name); err != nil {
+				m.log.Warn("guest is not started", "guest", def.Name, "err", err)
+			}
+		}
+	}
+	return os.WriteFile(done, []byte(m.boot), 0o600)
+}

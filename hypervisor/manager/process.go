@@ -1,0 +1,146 @@
+package manager
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a process that this manager, or the one before it, has started. It is known by its number and the time of its
+// start, so that another that is given the number later is not mistaken for it; from then on by a descriptor (pidfd_open(2)).
+type process struct {
+	pid   int
+	start uint64 // clock ticks since the host's boot
+	fd    *os.File
+	child bool // of this process
+}
+
+// errGone says that a process has ended.
+var errGone = errors.New("the process has ended")
+
+// openProcess returns the process of that number, if it was started at that time; 0 is any.
+func openProcess(pid int, start uint64) (*process, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, errGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("process %d: pidfd_open: %w", pid, err)
+	}
+	p := &process{pid: pid, fd: os.NewFile(uintptr(fd), "pidfd")}
+	began, state, err := startTime(pid)
+	if err == nil && (state == 'Z' || state == 'X' || start != 0 && began != start) {
+		err = errGone
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.fd.Close())
+	}
+	p.start = began
+	return p, nil
+}
+
+// startTime returns when a process was started, and its state, from proc_pid_stat(5).
+func startTime(pid int) (ticks uint64, state byte, err error) {
+	f, err := statFields(pid)
+	if err != nil {
+		return 0, 0, err
+	}
+	ticks, err = strconv.ParseUint(f[statStart], 10, 64)
+	return ticks, f[statState][0], err
+}
+
+// Fields of proc_pid_stat(5), counted from the state on, which is the third.
+const (
+	statState = 0
+	statUser  = 11 // clock ticks
+	statSys   = 12
+	statStart = 19
+	statRSS   = 21 // pages
+)
+
+func statFields(pid int) ([]string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil, errGone
+	}
+	if err != nil {
+		return nil, err
+	}
+	_, rest, _ := bytes.Cut(b[max(bytes.LastIndexByte(b, ')'), 0):], []byte(" ")) // the name before it may hold anything
+	f := strings.Fields(string(rest))
+	if len(f) <= statRSS || len(f[statState]) != 1 {
+		return nil, fmt.Errorf("/proc/%d/stat: not as proc_pid_stat(5) describes it", pid)
+	}
+	return f, nil
+}
+
+// wait returns when the process has ended: nil, or ctx's error. No thread and no timer waits. how is "" if we are not its
+// parent and cannot know; that ends a child's time as a zombie.
+func (p *process) wait(ctx context.Context) (how string, err error) {
+	stop := context.AfterFunc(ctx, func() { _ = p.fd.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	conn, err := p.fd.SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	err = conn.Read(func(fd uintptr) bool {
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(poll, 0)
+		if n == 0 || errors.Is(err, unix.EINTR) {
+			return false
+		}
+		how = p.reap()
+		return true
+	})
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	return how, err
+}
+
+// reap returns how our child ended, which is a zombie until then, so that its number is not another's.
+func (p *process) reap() string {
+	if !p.child {
+		return ""
+	}
+	proc, err := os.FindProcess(p.pid)
+	if err != nil {
+		return ""
+	}
+	state, err := proc.Wait()
+	if err != nil {
+		return ""
+	}
+	return state.String()
+}
+
+// kill sends a signal. It is no error if the process has ended.
+func (p *process) kill(s unix.Signal) error {
+	conn, err := p.fd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	if err := conn.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), s, nil, 0) }); err != nil {
+		return err
+	}
+	if errors.Is(sent, unix.ESRCH) {
+		return nil
+	}
+	return sent
+}
+
+func (p *process) close() { p.fd.Close() }
+
+// bootID returns the identifier of the host's boot, random(4).
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
