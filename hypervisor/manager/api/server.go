@@ -108,8 +108,8 @@ type server struct {
 	callers   map[string]uint32 // unique names, which are never used again, and their users
 }
 
-// Serve offers the API until ctx ends, and calls ready whenever it is there: at first, and after the bus was gone. Without a bus at
-// first it fails.
+// Serve offers the API until ctx ends, and calls ready whenever it is there: at first, and after the bus was gone. Without a bus
+// at first it fails.
 func Serve(ctx context.Context, cfg Config, ready func()) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -140,7 +140,8 @@ func serveOnce(ctx context.Context, cfg Config, log *ratelog.Handler, ready func
 	fail := func(err error) error { return fmt.Errorf("%s: %w %q: %w", client.BusName, errNoBus, cfg.Bus, err) }
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s := &server{Config: cfg, ctx: ctx, log: slog.New(log), done: slog.New(log.Unlimited()), tree: make(map[string]*iface), perUser: make(map[uint32]int),
+	s := &server{Config: cfg, ctx: ctx, log: slog.New(log), done: slog.New(log.Unlimited()),
+		tree: make(map[string]*iface), perUser: make(map[uint32]int),
 		callers: make(map[string]uint32)}
 	for _, i := range interfaces() {
 		s.tree[i.name] = i
