@@ -90,7 +90,8 @@ func (n *guestNames) each(ctx context.Context, m *manageCommands, f func(c *clie
 
 // jobs does it with commands that begin jobs, and waits for them. What is done is told on out. Ctrl-C cancels.
 func (n *guestNames) jobs(
-	ctx context.Context, m *manageCommands, out io.Writer, begin func(c *client.Client) func(ctx context.Context, guest string) (uint64, error),
+	ctx context.Context, m *manageCommands, out io.Writer,
+	begin func(c *client.Client) func(ctx context.Context, guest string) (uint64, error),
 ) error {
 	return n.each(ctx, m, func(c *client.Client, guest string) error {
 		return await(ctx, c, out, func(ctx context.Context) (uint64, error) { return begin(c)(ctx, guest) })
@@ -173,7 +174,9 @@ func (c *restoreCommand) Run(ctx context.Context, m *manageCommands, out io.Writ
 	}
 	defer k.Close()
 	if c.Snapshot != "" {
-		return await(ctx, k, out, func(ctx context.Context) (uint64, error) { return k.RestoreSnapshot(ctx, c.Guest, c.Snapshot, !c.Cold) })
+		return await(ctx, k, out, func(ctx context.Context) (uint64, error) {
+			return k.RestoreSnapshot(ctx, c.Guest, c.Snapshot, !c.Cold)
+		})
 	}
 	g, err := k.Guest(ctx, c.Guest)
 	if err != nil {
@@ -290,7 +293,7 @@ func (c *deleteCommand) Run(ctx context.Context, m *manageCommands) error {
 
 type logsCommand struct {
 	Guest  string `arg:"" help:"Name of the guest."`
-	Log    string `default:"serial" placeholder:"NAME" help:"serial, what it prints; vmm, what its machine reports; serial2 or debug."`
+	Log    string `default:"serial" placeholder:"NAME" help:"serial, what it prints; vmm, what its machine says; serial2; debug."`
 	Follow bool   `short:"f" help:"Go on with what is written from now on, until Ctrl-C."`
 	Bytes  uint32 `short:"n" default:"16384" placeholder:"N" help:"Begin with the last so many bytes, at most 1 MiB."`
 	Raw    bool   `help:"Leave control characters as they are: what a guest prints can then command your terminal."`

@@ -103,9 +103,19 @@ var rules = []rule{
 		only: []string{},
 	},
 	{
+		why:  "a client of the manager is in another process",
+		of:   []string{"hypervisor/manager/client"},
+		only: []string{},
+	},
+	{
 		why:  "the user's tools speak to the manager over its D-Bus API, like everybody else",
 		of:   []string{"ui/...", "cmd/lodge-ui"},
 		only: []string{"hypervisor/manager/client", "ui/..."},
+	},
+	{
+		why:   "the command line reaches guests by the manager's API alone",
+		of:    []string{"cmd/lodge"},
+		never: []string{"hypervisor/manager", "hypervisor/manager/api", "hypervisor/manager/store"},
 	},
 	{
 		why: "who commands machines knows their definitions and sockets, and no machine",
@@ -247,6 +257,8 @@ func TestRules(t *testing.T) {
 		{"hypervisor/manager/life", "hypervisor/manager/store", false},
 		{"vgpu/vga", "hypervisor/virtio", true},
 		{"vgpu/vga", "e2e/notebook", false},
+		{"hypervisor/manager/client", "hypervisor/manager", false},
+		{"hypervisor/manager/api", "hypervisor/manager/client", true},
 		{"ui/widgets", "hypervisor/manager/client", true},
 		{"ui/widgets", "hypervisor/manager", false},
 		{"cmd/lodge", "hypervisor/manager/client", true},

@@ -326,6 +326,39 @@ func TestSecondManager(t *testing.T) {
 	}
 }
 
+// The API comes back when the bus does, and who watches is told that it was gone.
+func TestBusRestarts(t *testing.T) {
+	r := newRig(t, nil)
+	r.define("one")
+	watching, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- r.c.Watch(t.Context(), func(e client.Event) error {
+			if e.Name == "" {
+				close(watching)
+			}
+			return nil
+		})
+	}()
+	<-watching
+	r.stopBus()
+	if err := <-done; !errors.Is(err, client.ErrNoManager) {
+		t.Errorf("watches a bus that is gone: %v", err)
+	}
+	if err := os.Remove(strings.TrimPrefix(r.address, "unix:path=")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	startBus(t, r.dir, "session", openPolicy)
+	within(t, 10*time.Second, "the API on the new bus", func() bool {
+		c, err := client.Dial(t.Context(), r.address)
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		guests, err := c.Guests(t.Context())
+		return err == nil && len(guests) == 1
+	})
+}
+
 func BenchmarkList100(b *testing.B) {
 	r := newRig(b, nil)
 	var names []string

@@ -83,7 +83,8 @@ func (Polkit) Allow(ctx context.Context, c Caller, a Action, details map[string]
 	case r.Challenge && !c.Interactive:
 		return fmt.Errorf("%w: %s", errInteractive, a)
 	}
-	return fmt.Errorf("%w: polkit refuses %s: sit at the machine, or have the administrator add you to the group lodge", errDenied, a)
+	return fmt.Errorf("%w: polkit refuses %s: sit at the machine, or have the administrator add you to the group lodge",
+		errDenied, a)
 }
 
 // Changed implements Authorizer: polkit says so when its rules change, and when sessions come, go, or are switched.

@@ -136,7 +136,7 @@ func (t target) invoke(sender string, msg *dbus.Message) ([]any, error) {
 	defer cancelCall()
 	out, err := m.call(ctx, r)
 	if err == nil && action != View {
-		t.log.Info("call", "uid", uid, "method", t.methName, "object", string(t.path))
+		t.done.Info("call", "uid", uid, "method", t.methName, "object", string(t.path))
 	}
 	return out, err
 }

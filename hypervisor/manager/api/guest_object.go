@@ -60,7 +60,8 @@ func guestLife() []method {
 		{name: "Stop", action: Control, out: jobResult(), call: guestJob(Manager.Stop),
 			doc: "Presses its power button, and switches it off if it has not ended in time. To cancel the job lets it run on."},
 		{name: "Reboot", action: Control, out: jobResult(), call: guestJob(Manager.Reboot), doc: "Stops it and starts it again."},
-		{name: "Kill", action: Control, out: jobResult(), call: guestJob(Manager.Kill), doc: "Switches it off, as by pulling the plug."},
+		{name: "Kill", action: Control, out: jobResult(), call: guestJob(Manager.Kill),
+			doc: "Switches it off, as by pulling the plug."},
 		{name: "Pause", action: Control, doc: "Stops it where it is.",
 			call: guestCall(func(ctx context.Context, m Manager, name string) error { return m.Pause(ctx, name) })},
 		{name: "Resume", action: Control, doc: "Lets it run on.",
@@ -223,7 +224,8 @@ func statistics(ctx context.Context, r *request) ([]any, error) {
 	samples, err := r.Manager.Stats(ctx, r.object.Guest)
 	list := make([]sample, 0, len(samples))
 	for _, s := range samples {
-		list = append(list, sample{micros(s.Time), uint64(max(s.CPU, 0)), s.Memory, s.DiskRead, s.DiskWritten, s.NetReceived, s.NetSent, s.Exits})
+		list = append(list, sample{micros(s.Time), uint64(max(s.CPU, 0)), s.Memory, s.DiskRead, s.DiskWritten,
+			s.NetReceived, s.NetSent, s.Exits})
 	}
 	return []any{list}, err
 }

@@ -222,7 +222,7 @@ func TestJobs(t *testing.T) {
 	r := newRig(t, nil)
 	r.define("one", "two")
 	conn := r.connect()
-	for range 100 {
+	for range 50 {
 		for _, name := range []string{"one", "two"} {
 			if got := errorOf(conn, client.GuestPath(name), client.GuestInterface+".Snapshot", "s"); got != "" && got != "Exists" && got != "Busy" {
 				t.Fatal(got)

@@ -154,7 +154,9 @@ func listJobs(_ context.Context, r *request) ([]any, error) {
 
 func stopAll(_ context.Context, r *request) ([]any, error) {
 	m := r.Manager
-	return jobPath(m.Jobs().Start(stopAllKind, "", func(ctx context.Context, _ func(done, total int64)) error { return m.StopAll(ctx) }))
+	return jobPath(m.Jobs().Start(stopAllKind, "", func(ctx context.Context, _ func(done, total int64)) error {
+		return m.StopAll(ctx)
+	}))
 }
 
 func subscribe(ctx context.Context, r *request) ([]any, error) {

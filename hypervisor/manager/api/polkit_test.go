@@ -121,7 +121,7 @@ func polkitScene(t *testing.T) {
  <policy user="root"><allow own="org.freedesktop.PolicyKit1"/></policy>
  <policy user="polkitd"><allow own="org.freedesktop.PolicyKit1"/></policy>`
 	r := &rig{t: t, dir: dir, log: &buffer{}}
-	r.address = startBus(t, dir, "system", system+inner)
+	r.address, _ = startBus(t, dir, "system", system+inner)
 	startPolkitd(t, r.address)
 	r.serve(func(c *Config) {
 		c.Auth = Polkit{}

@@ -121,10 +121,11 @@ func fakeVMM(args []string) error {
 	}}).Serve(context.Background(), l)
 }
 
-// startBus starts a bus of our own and returns its address. policy is what its configuration says beside where it is.
-func startBus(t testing.TB, dir, kind, policy string) string {
+// startBus starts a bus of our own and returns its address, and what ends it. policy is what its configuration says beside where
+// it is.
+func startBus(t testing.TB, dir, kind, policy string) (address string, stop func()) {
 	t.Helper()
-	address := "unix:path=" + filepath.Join(dir, "bus")
+	address = "unix:path=" + filepath.Join(dir, "bus")
 	conf := filepath.Join(dir, "bus.conf")
 	text := `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -142,14 +143,15 @@ func startBus(t testing.TB, dir, kind, policy string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
+	t.Cleanup(stop)
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal("dbus-daemon does not start:", err)
 	}
-	return address
+	return address, stop
 }
 
 // openPolicy lets everybody do everything, as session buses do, with the limits of the system bus.
@@ -165,6 +167,7 @@ type rig struct {
 	m       *manager.Manager
 	c       *client.Client
 	log     *buffer
+	stopBus func()
 }
 
 // buffer is a log that is read while it is written.
@@ -194,7 +197,7 @@ func newRig(t testing.TB, change func(*Config)) *rig {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	r := &rig{t: t, dir: dir, log: &buffer{}}
-	r.address = startBus(t, dir, "session", openPolicy)
+	r.address, r.stopBus = startBus(t, dir, "session", openPolicy)
 	r.serve(change)
 	if r.c, err = client.Dial(context.Background(), r.address); err != nil {
 		t.Fatal(err)

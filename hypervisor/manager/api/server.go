@@ -96,7 +96,8 @@ type server struct {
 	Config
 	ctx  context.Context
 	conn *dbus.Conn
-	log  *slog.Logger
+	log  *slog.Logger // of what strangers can cause
+	done *slog.Logger // of what was done for those who may
 	tree map[string]*iface
 	subs subscribers
 
@@ -107,8 +108,8 @@ type server struct {
 	callers   map[string]uint32 // unique names, which are never used again, and their users
 }
 
-// Serve offers the API until ctx ends, and calls ready whenever it is there: at first, and after the bus was gone. Without a bus at
-// first it fails.
+// Serve offers the API until ctx ends, and calls ready whenever it is there: at first, and after the bus was gone. Without a bus
+// at first it fails.
 func Serve(ctx context.Context, cfg Config, ready func()) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -116,7 +117,7 @@ func Serve(ctx context.Context, cfg Config, ready func()) error {
 	limited := ratelog.New(cfg.Log.Handler(), logBurst, logEvery)
 	defer limited.Close(context.WithoutCancel(ctx)) //nolint:errcheck // what cannot be written is lost
 	for first := true; ; first = false {
-		err := serveOnce(ctx, cfg, slog.New(limited), ready)
+		err := serveOnce(ctx, cfg, limited, ready)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -135,11 +136,12 @@ func Serve(ctx context.Context, cfg Config, ready func()) error {
 // errNoBus says that the API could not be offered at all.
 var errNoBus = errors.New("cannot be on the bus")
 
-func serveOnce(ctx context.Context, cfg Config, log *slog.Logger, ready func()) error {
+func serveOnce(ctx context.Context, cfg Config, log *ratelog.Handler, ready func()) error {
 	fail := func(err error) error { return fmt.Errorf("%s: %w %q: %w", client.BusName, errNoBus, cfg.Bus, err) }
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s := &server{Config: cfg, ctx: ctx, log: log, tree: make(map[string]*iface), perUser: make(map[uint32]int),
+	s := &server{Config: cfg, ctx: ctx, log: slog.New(log), done: slog.New(log.Unlimited()),
+		tree: make(map[string]*iface), perUser: make(map[uint32]int),
 		callers: make(map[string]uint32)}
 	for _, i := range interfaces() {
 		s.tree[i.name] = i

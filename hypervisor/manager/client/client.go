@@ -105,7 +105,8 @@ func apiError(err error) error {
 		return err
 	}
 	switch e.Name {
-	case "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner", "org.freedesktop.DBus.Error.NoReply":
+	case "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner",
+		"org.freedesktop.DBus.Error.NoReply":
 		return fmt.Errorf("%w (%w)", ErrNoManager, e)
 	case "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired":
 		return &Error{ErrNotAuthorized.Name, e.Error()}

@@ -24,8 +24,8 @@ type Event struct {
 const signalQueue = 256
 
 // Watch subscribes to all events and calls f for each, until ctx ends or f returns an error, which it returns. Once it has
-// subscribed, it calls f with an empty Event: what is asked for from then on is no older than the events. Each Client watches once
-// at a time.
+// subscribed, it calls f with an empty Event: what is asked for from then on is no older than the events. Each Client watches
+// once at a time.
 func (c *Client) Watch(ctx context.Context, f func(Event) error) error {
 	return c.listen(ctx, func() error { return c.call(ctx, ManagerPath, ManagerInterface, "Subscribe", nil) }, f)
 }
@@ -122,8 +122,8 @@ func event(s *dbus.Signal) Event {
 // errEnded ends a Watch.
 var errEnded = errors.New("the job has ended")
 
-// Do calls begin, which begins a job, and waits for its end. progress, which may be nil, is told how far the job is, and step what
-// is done to its guest, for people. If ctx ends before the job, the job is cancelled and Do waits for that. The error is the
+// Do calls begin, which begins a job, and waits for its end. progress, which may be nil, is told how far the job is, and step
+// what is done to its guest, for people. If ctx ends before the job, the job is cancelled and Do waits for that. The error is the
 // job's.
 func (c *Client) Do(
 	ctx context.Context, begin func(ctx context.Context) (job uint64, err error), progress func(Job), step func(text string),
