@@ -22,7 +22,7 @@ import (
 
 const (
 	seabios  = "/usr/share/seabios/bios-256k.bin"
-	patience = time.Minute
+	patience = 3 * time.Minute // on a machine that is busy
 )
 
 // programs is where the programs are that the tests run.
