@@ -23,9 +23,9 @@ const (
 	maxNICs   = 8
 )
 
-// isName reports whether s can name a guest or a device: up to 64 letters, digits, '-', '_' and '.', the first of them a
+// IsName reports whether s can name a guest or a device: up to 64 letters, digits, '-', '_' and '.', the first of them a
 // letter or digit. (Compiled expressions would be half of what this program does before it reads its definition.)
-func isName(s string) bool {
+func IsName(s string) bool {
 	for i, c := range []byte(s) {
 		switch {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
@@ -70,7 +70,7 @@ func (c *checker) fail(key, format string, args ...any) {
 }
 
 func (c *checker) definition(d *Definition) {
-	if !isName(d.Name) {
+	if !IsName(d.Name) {
 		c.fail("name", "name %q: give the guest a name of up to 64 letters, digits, '-', '_' and '.'", d.Name)
 	}
 	if d.UUID != "" && !isUUID(d.UUID) {
@@ -250,7 +250,7 @@ func (c *checker) sockets(d *Definition) {
 
 // name checks a device's name. Two devices with one name would be one in a saved state.
 func (c *checker) name(at, kind, name string, names map[string]bool) {
-	if !isName(name) {
+	if !IsName(name) {
 		c.fail(at+".name", "%s name %q: use up to 64 letters, digits, '-', '_' and '.'", kind, name)
 	} else if names[name] {
 		c.fail(at+".name", "two %ss are called %q: rename one", kind, name)

@@ -176,7 +176,7 @@ func Parse(name, dir string, b []byte) (*Definition, error) {
 	d := &Definition{}
 	dec := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
 	if err := dec.Decode(d); err != nil {
-		return nil, decodeError(name, err)
+		return nil, decodeError(name, "lodge-vmm(1)", err)
 	}
 	d.lines = index(b)
 	c := checker{file: name, lines: d.lines}
@@ -195,13 +195,13 @@ func Parse(name, dir string, b []byte) (*Definition, error) {
 func (d *Definition) Marshal() ([]byte, error) { return toml.Marshal(d) }
 
 // decodeError turns the decoder's errors into ours.
-func decodeError(file string, err error) error {
+func decodeError(file, manual string, err error) error {
 	var strict *toml.StrictMissingError
 	if errors.As(err, &strict) {
 		var errs []error
 		for _, e := range strict.Errors {
 			row, _ := e.Position()
-			errs = append(errs, &Error{file, row, fmt.Sprintf("unknown key %q: see lodge-vmm(1) for those that exist", strings.Join(e.Key(), "."))})
+			errs = append(errs, &Error{file, row, fmt.Sprintf("unknown key %q: see %s for those that exist", strings.Join(e.Key(), "."), manual)})
 		}
 		return errors.Join(errs...)
 	}
@@ -212,7 +212,7 @@ func decodeError(file string, err error) error {
 		// The decoder names Go's types, which mean nothing to whoever wrote the file.
 		if what, mismatch := strings.CutPrefix(msg, "cannot decode TOML "); mismatch {
 			what, _, _ = strings.Cut(what, " into ")
-			msg = fmt.Sprintf("a value of type %s is not what belongs here: see lodge-vmm(1)", what)
+			msg = fmt.Sprintf("a value of type %s is not what belongs here: see %s", what, manual)
 		}
 		if key != "" {
 			msg = key + ": " + msg
