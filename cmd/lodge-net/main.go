@@ -163,11 +163,17 @@ func forwarder(n *usermode.Net, forward network.Forward, f *os.File) (func(), er
 		if err != nil {
 			return nil, fmt.Errorf("descriptor %q: not a UDP socket: %w", f.Name(), err)
 		}
+		if _, ok := c.(*net.UDPConn); !ok {
+			return nil, errors.Join(fmt.Errorf("descriptor %q: not a UDP socket", f.Name()), c.Close())
+		}
 		return func() { n.ForwardUDP(forward, c) }, nil
 	}
 	l, err := net.FileListener(f)
 	if err != nil {
 		return nil, fmt.Errorf("descriptor %q: not a listening socket: %w", f.Name(), err)
+	}
+	if _, ok := l.(*net.TCPListener); !ok {
+		return nil, errors.Join(fmt.Errorf("descriptor %q: not a TCP socket", f.Name()), l.Close())
 	}
 	return func() { n.ForwardTCP(forward, l) }, nil
 }

@@ -22,9 +22,9 @@ func Decode(name, manual string, b []byte, into any) (*Keys, error) {
 	return &Keys{checker{file: name, lines: index(b)}}, nil
 }
 
-// Fault returns an error at key, such as "subnet" or "rule[1].ports", or at the nearest table above it that the file has.
-func (k *Keys) Fault(key, format string, args ...any) *Error {
+// Fault returns an *Error at key, such as "subnet" or "rule[1].ports", or at the nearest table above it that the file has.
+func (k *Keys) Fault(key, format string, args ...any) error {
 	c := checker{file: k.file, lines: k.lines}
 	c.fail(key, format, args...)
-	return c.errs[0].(*Error) // of fail
+	return c.errs[0]
 }

@@ -63,6 +63,13 @@ var rules = []rule{
 		never:  []string{"passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/...", "hypervisor/manager/..."},
 	},
 	{
+		why:    "what reads the frames of guests knows no way to change the host, and neither knows the manager",
+		of:     []string{"hypervisor/manager/network/...", "cmd/lodge-net"},
+		except: []string{"hypervisor/manager/network"},
+		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
+			"internal/framing", "internal/ratelog"},
+	},
+	{
 		why:   "libraries know nothing of programs and of tests",
 		of:    []string{"hypervisor/...", "passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/..."},
 		never: []string{"cmd/...", "e2e/..."},
@@ -76,7 +83,7 @@ var rules = []rule{
 
 var deviceImports = []string{
 	"hypervisor/mem", "hypervisor/bus", "hypervisor/irq", "hypervisor/pci", "hypervisor/virtio", "hypervisor/snap",
-	"hypervisor/acpi/...",
+	"hypervisor/acpi/...", "internal/framing",
 }
 
 // mayUseCgo are the only packages that may call C. All that touches a guest's data is Go.
@@ -199,6 +206,9 @@ func TestRules(t *testing.T) {
 		{"cmd/lodge", "hypervisor/manager/client", true},
 		{"cmd/lodge", "hypervisor/definition", false},
 		{"cmd/lodge-vmm", "vgpu/vga", true},
+		{"cmd/lodge-net", "hypervisor/manager/network/usermode", true},
+		{"cmd/lodge-net", "hypervisor/manager/network/bridge", false},
+		{"hypervisor/manager/network/bridge", "hypervisor/manager", false},
 	}
 	for _, tt := range tests {
 		ok := true
@@ -211,10 +221,16 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// lodge-vmm is to run in a jail that has no libraries.
+// What reads guests' data is to run in a jail that has no libraries.
 func TestStatic(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "lodge-vmm")
-	cmd := exec.Command("go", "build", "-trimpath", "-o", file, module+"/cmd/lodge-vmm")
+	for _, program := range []string{"lodge-vmm", "lodge-net"} {
+		t.Run(program, func(t *testing.T) { static(t, program) })
+	}
+}
+
+func static(t *testing.T, program string) {
+	file := filepath.Join(t.TempDir(), program)
+	cmd := exec.Command("go", "build", "-trimpath", "-o", file, module+"/cmd/"+program)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/networktest"
 )
 
 const timeout = 10 * time.Second
@@ -157,26 +158,6 @@ func (p *tap) resolve() {
 	p.t.Fatal("the gateway does not answer")
 }
 
-// udp returns a frame with a datagram.
-func udp(dst, src network.MAC, from, to netip.AddrPort, data string) []byte {
-	b := append(append(append([]byte{}, dst[:]...), src[:]...), 0x08, 0x00)
-	ip := make([]byte, 20, 28+len(data))
-	ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(ip[2:], uint16(28+len(data)))
-	copy(ip[12:], from.Addr().AsSlice())
-	copy(ip[16:], to.Addr().AsSlice())
-	var sum uint32
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
-	}
-	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
-	ip = binary.BigEndian.AppendUint16(ip, from.Port())
-	ip = binary.BigEndian.AppendUint16(ip, to.Port())
-	ip = binary.BigEndian.AppendUint16(ip, uint16(8+len(data)))
-	ip = append(ip, 0, 0) // no checksum, RFC 768
-	return append(append(b, ip...), data...)
-}
-
 func nat() *network.Network {
 	return &network.Network{Name: "test", Kind: network.NAT, Subnet: netip.MustParsePrefix("10.77.0.0/24")}
 }
@@ -252,7 +233,7 @@ func TestNAT(t *testing.T) {
 	at := func(g network.Guest) netip.AddrPort { return netip.AddrPortFrom(g.Address, 5000) }
 	to := netip.MustParseAddrPort("203.0.113.2:9000")
 
-	a.send(udp(network.GatewayMAC, alice.MAC, at(alice), to, "from alice"))
+	a.send(networktest.UDP(network.GatewayMAC, alice.MAC, at(alice), to, "from alice"))
 	text, from := receive(server, timeout)
 	if text != "from alice" || from.(*net.UDPAddr).IP.String() != "203.0.113.1" {
 		t.Fatalf("outside: %q from %v, want it from the host", text, from)
@@ -265,10 +246,10 @@ func TestNAT(t *testing.T) {
 	}
 
 	// What is denied, or somebody else's, does not come out.
-	b.send(udp(network.GatewayMAC, bob.MAC, at(bob), to, "denied"))
-	a.send(udp(network.GatewayMAC, alice.MAC, at(bob), to, "from bob's address"))
-	a.send(udp(network.GatewayMAC, bob.MAC, at(alice), to, "from bob's MAC"))
-	a.send(udp(network.GatewayMAC, alice.MAC, netip.MustParseAddrPort("203.0.113.9:5000"), to, "from outside"))
+	b.send(networktest.UDP(network.GatewayMAC, bob.MAC, at(bob), to, "denied"))
+	a.send(networktest.UDP(network.GatewayMAC, alice.MAC, at(bob), to, "from bob's address"))
+	a.send(networktest.UDP(network.GatewayMAC, bob.MAC, at(alice), to, "from bob's MAC"))
+	a.send(networktest.UDP(network.GatewayMAC, alice.MAC, netip.MustParseAddrPort("203.0.113.9:5000"), to, "from outside"))
 	if text, _ := receive(server, soon); text != "" {
 		t.Errorf("outside: %q", text)
 	}
@@ -293,11 +274,11 @@ func TestNAT(t *testing.T) {
 	}
 
 	// Not peers; the host itself is not to be reached.
-	a.send(udp(network.MAC{255, 255, 255, 255, 255, 255}, alice.MAC, at(alice), netip.MustParseAddrPort("10.77.0.255:5000"), "to all"))
+	a.send(networktest.UDP(network.MAC{255, 255, 255, 255, 255, 255}, alice.MAC, at(alice), netip.MustParseAddrPort("10.77.0.255:5000"), "to all"))
 	if b.await("to all", soon) != nil {
 		t.Error("bob hears alice, without peers")
 	}
-	a.send(udp(network.GatewayMAC, alice.MAC, at(alice), at(bob), "by the gateway"))
+	a.send(networktest.UDP(network.GatewayMAC, alice.MAC, at(alice), at(bob), "by the gateway"))
 	if b.await("by the gateway", soon) != nil {
 		t.Error("the gateway passes on to bob, without peers")
 	}
@@ -306,8 +287,8 @@ func TestNAT(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer host.Close()
-	a.send(udp(network.GatewayMAC, alice.MAC, at(alice), netip.MustParseAddrPort("10.77.0.1:5353"), "host"))
-	a.send(udp(network.GatewayMAC, alice.MAC, at(alice), netip.MustParseAddrPort("203.0.113.1:5353"), "host"))
+	a.send(networktest.UDP(network.GatewayMAC, alice.MAC, at(alice), netip.MustParseAddrPort("10.77.0.1:5353"), "host"))
+	a.send(networktest.UDP(network.GatewayMAC, alice.MAC, at(alice), netip.MustParseAddrPort("203.0.113.1:5353"), "host"))
 	if text, from := receive(host, soon); text != "" {
 		t.Errorf("the host got %q from %v", text, from)
 	}
@@ -315,11 +296,11 @@ func TestNAT(t *testing.T) {
 	a.f.Close()
 	b.f.Close()
 	a, b = up(t, h, n)
-	a.send(udp(network.MAC{255, 255, 255, 255, 255, 255}, alice.MAC, at(alice), netip.MustParseAddrPort("10.77.0.255:5000"), "to all"))
+	a.send(networktest.UDP(network.MAC{255, 255, 255, 255, 255, 255}, alice.MAC, at(alice), netip.MustParseAddrPort("10.77.0.255:5000"), "to all"))
 	if b.await("to all", timeout) == nil {
 		t.Error("bob does not hear alice, with peers")
 	}
-	a.send(udp(network.GatewayMAC, alice.MAC, at(alice), netip.MustParseAddrPort("10.77.0.1:5353"), "host"))
+	a.send(networktest.UDP(network.GatewayMAC, alice.MAC, at(alice), netip.MustParseAddrPort("10.77.0.1:5353"), "host"))
 	if text, _ := receive(host, timeout); text != "host" {
 		t.Errorf("the host got %q", text)
 	}
@@ -462,7 +443,7 @@ func TestBridged(t *testing.T) {
 	at := netip.MustParseAddrPort("203.0.113.77:5000")
 	text := ""
 	for end := time.Now().Add(timeout); text == "" && time.Now().Before(end); { // the uplink's carrier takes a moment
-		a.send(udp(broadcast, alice.MAC, at, netip.MustParseAddrPort("203.0.113.2:9000"), "hello"))
+		a.send(networktest.UDP(broadcast, alice.MAC, at, netip.MustParseAddrPort("203.0.113.2:9000"), "hello"))
 		text, _ = receive(server, soon)
 	}
 	if text != "hello" {

@@ -60,7 +60,7 @@ func (p *port) answerDHCP(request *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 	if request.OpCode != dhcpv4.OpcodeBootRequest {
 		return nil
 	}
-	kind := dhcpv4.MessageTypeNone
+	var kind dhcpv4.MessageType
 	switch request.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
 		kind = dhcpv4.MessageTypeOffer
