@@ -93,6 +93,13 @@ var rules = []rule{
 		never: []string{"vgpu/...", "hid/...", "console/...", "ui/...", "hypervisor/manager/api/...", "hypervisor/manager/client/..."},
 	},
 	{
+		why:    "what reads the frames of guests knows no way to change the host, and neither knows the manager",
+		of:     []string{"hypervisor/manager/network/...", "cmd/lodge-net"},
+		except: []string{"hypervisor/manager/network"},
+		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
+			"internal/framing", "internal/ratelog"},
+	},
+	{
 		why:   "libraries know nothing of programs and of tests",
 		of:    []string{"hypervisor/...", "passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/..."},
 		never: []string{"cmd/...", "e2e/..."},
@@ -129,7 +136,7 @@ var rules = []rule{
 
 var deviceImports = []string{
 	"hypervisor/mem", "hypervisor/bus", "hypervisor/irq", "hypervisor/pci", "hypervisor/virtio", "hypervisor/snap",
-	"hypervisor/acpi/...",
+	"hypervisor/acpi/...", "internal/framing",
 }
 
 // mayUseCgo are the only packages that may call C. All that touches a guest's data is Go.
@@ -271,6 +278,9 @@ func TestRules(t *testing.T) {
 		{"console/textui", "internal/guests", false},
 		{"console/textui", "console/textui/fbscreen", true},
 		{"cmd/lodge-vmm", "vgpu/vga", true},
+		{"cmd/lodge-net", "hypervisor/manager/network/usermode", true},
+		{"cmd/lodge-net", "hypervisor/manager/network/bridge", false},
+		{"hypervisor/manager/network/bridge", "hypervisor/manager", false},
 	}
 	for _, tt := range tests {
 		ok := true
@@ -286,7 +296,7 @@ func TestRules(t *testing.T) {
 // lodge-vmm is to run in a jail that has no libraries, and the others in a boot image that has none.
 func TestStatic(t *testing.T) {
 	dir := t.TempDir()
-	programs := []string{"lodge-vmm", "lodge-seat", "lodge"}
+	programs := []string{"lodge-vmm", "lodge-net", "lodge-seat", "lodge"}
 	args := []string{"build", "-trimpath", "-o", dir}
 	for _, p := range programs {
 		args = append(args, module+"/cmd/"+p)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/virtio/virtiotest"
+	"github.com/lodgehv/lodge/internal/framing"
 )
 
 func TestTransmitAllocatesNothing(t *testing.T) {
@@ -93,7 +94,7 @@ func BenchmarkStreamTransmit(b *testing.B) {
 
 // drain reads all there is, as a peer with a large buffer does.
 func drain(c net.Conn) {
-	buf := make([]byte, streamBuffer)
+	buf := make([]byte, framing.BufferSize)
 	for {
 		if _, err := c.Read(buf); err != nil {
 			return

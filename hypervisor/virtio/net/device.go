@@ -15,6 +15,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/snap"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
+	"github.com/lodgehv/lodge/internal/framing"
 )
 
 // Feature bits, virtio 1.2 §5.1.3.
@@ -46,7 +47,7 @@ const (
 
 // MaxFrame is the length in bytes of the longest Ethernet frame that is carried: 64 KiB of IP that somebody else cuts into
 // segments, and room for the Ethernet header with tags.
-const MaxFrame = 64<<10 + 64
+const MaxFrame = framing.MaxFrame
 
 // minFrame is the length of an Ethernet header.
 const minFrame = 14

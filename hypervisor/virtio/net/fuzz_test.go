@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/virtio/virtiotest"
+	"github.com/lodgehv/lodge/internal/framing"
 )
 
 // recorder is a Backend with all offloads that checks what it is to send.
@@ -198,38 +199,38 @@ func FuzzStreamFraming(f *testing.F) {
 	f.Add(framed(frame(60, 1), frame(1514, 2), frame(1, 3)), uint16(7))
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 1}, uint16(1))
 	f.Add([]byte{0, 0, 0, 0}, uint16(4))
-	buf := make([]byte, streamBuffer)
+	buf := make([]byte, framing.BufferSize)
 	f.Fuzz(func(t *testing.T, b []byte, piece uint16) {
 		if piece == 0 {
 			return
 		}
-		d := deframer{buf: buf}
+		d := framing.Deframer{Buf: buf}
 		var got []byte
 		for rest := b; ; {
-			frame, err := d.next()
+			frame, err := d.Next()
 			if err != nil {
 				break
 			}
 			if frame != nil {
-				got = append(appendPrefix(got, len(frame)), frame...)
+				got = append(framing.AppendPrefix(got, len(frame)), frame...)
 				continue
 			}
 			if len(rest) == 0 {
 				break
 			}
-			free := d.free()
+			free := d.Free()
 			if len(free) == 0 {
 				t.Fatal("no room for more although no frame is complete")
 			}
 			n := copy(free[:min(len(free), int(piece))], rest)
 			rest = rest[n:]
-			d.filled(n)
+			d.Filled(n)
 		}
 		if !bytes.HasPrefix(b, got) {
 			t.Error("the frames are not what the stream holds")
 		}
-		if left := b[len(got):]; len(left) >= prefixSize && left[0] == 0 && left[1] == 0 {
-			if n := int(left[2])<<8 | int(left[3]); n > 0 && len(left)-prefixSize >= n {
+		if left := b[len(got):]; len(left) >= framing.PrefixSize && left[0] == 0 && left[1] == 0 {
+			if n := int(left[2])<<8 | int(left[3]); n > 0 && len(left)-framing.PrefixSize >= n {
 				t.Errorf("a complete frame of %d bytes was not found", n)
 			}
 		}

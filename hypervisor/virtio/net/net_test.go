@@ -18,6 +18,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/snap"
 	"github.com/lodgehv/lodge/hypervisor/virtio"
 	"github.com/lodgehv/lodge/hypervisor/virtio/virtiotest"
+	"github.com/lodgehv/lodge/internal/framing"
 )
 
 const timeout = 10 * time.Second
@@ -62,14 +63,14 @@ func frame(n int, seed byte) []byte {
 
 func framed(frames ...[]byte) (b []byte) {
 	for _, f := range frames {
-		b = append(appendPrefix(b, len(f)), f...)
+		b = append(framing.AppendPrefix(b, len(f)), f...)
 	}
 	return b
 }
 
 func readFrame(t testing.TB, c net.Conn) []byte {
 	t.Helper()
-	var prefix [prefixSize]byte
+	var prefix [framing.PrefixSize]byte
 	if _, err := io.ReadFull(c, prefix[:]); err != nil {
 		t.Fatal(err)
 	}
@@ -344,9 +345,9 @@ func TestReceiveHoldsNoMoreThanTheQueue(t *testing.T) {
 
 func TestDeframerBounds(t *testing.T) {
 	for n, ok := range map[int]bool{0: false, 1: true, MaxFrame: true, MaxFrame + 1: false} {
-		d := deframer{buf: make([]byte, streamBuffer)}
-		d.filled(copy(d.free(), framed(make([]byte, n))))
-		got, err := d.next()
+		d := framing.Deframer{Buf: make([]byte, framing.BufferSize)}
+		d.Filled(copy(d.Free(), framed(make([]byte, n))))
+		got, err := d.Next()
 		if (err == nil) != ok || ok && len(got) != n {
 			t.Errorf("frame of %d bytes: got %d, %v", n, len(got), err)
 		}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lodgehv/lodge/internal/framing"
 )
 
 // How long to wait before dialling a peer again that went away: it doubles until the peer sends a frame.
@@ -35,7 +37,7 @@ type Stream struct {
 	changed func()
 
 	// Receive's.
-	in    deframer
+	in    framing.Deframer
 	delay time.Duration // before the next attempt to dial
 
 	// Send's.
@@ -85,8 +87,8 @@ func (s *Stream) Close() error {
 func (s *Stream) Start(_ uint64, linkChanged func()) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.in.buf == nil {
-		s.in.buf, s.out = make([]byte, streamBuffer), make([]byte, 0, streamBuffer)
+	if s.in.Buf == nil {
+		s.in.Buf, s.out = make([]byte, framing.BufferSize), make([]byte, 0, framing.BufferSize)
 	}
 	s.stopped, s.changed = false, linkChanged
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -140,7 +142,7 @@ func (s *Stream) connect() error {
 	s.mu.Lock()
 	ctx := s.ctx
 	s.mu.Unlock()
-	s.in.reset()
+	s.in.Reset()
 	for {
 		if s.dial == nil {
 			<-ctx.Done()
@@ -173,7 +175,7 @@ func (s *Stream) connect() error {
 // Receive implements Backend.
 func (s *Stream) Receive(packet []unix.Iovec, idle func()) (int, error) {
 	for {
-		frame, err := s.in.next()
+		frame, err := s.in.Next()
 		if frame != nil {
 			s.delay = 0
 			return fill(packet, frame), nil
@@ -191,8 +193,8 @@ func (s *Stream) Receive(packet []unix.Iovec, idle func()) (int, error) {
 		}
 		if err == nil {
 			var n int
-			n, err = c.Read(s.in.free())
-			s.in.filled(n)
+			n, err = c.Read(s.in.Free())
+			s.in.Filled(n)
 			if n == 0 && err == nil {
 				err = io.ErrNoProgress
 			}
@@ -225,7 +227,7 @@ func fill(packet []unix.Iovec, frame []byte) int {
 func (s *Stream) Send(packet []unix.Iovec) error {
 	frame := packet[1:]
 	n := length(frame)
-	if len(s.out)+prefixSize+n > cap(s.out) {
+	if len(s.out)+framing.PrefixSize+n > cap(s.out) {
 		if err := s.Flush(); err != nil {
 			return err
 		}
@@ -235,7 +237,7 @@ func (s *Stream) Send(packet []unix.Iovec) error {
 		return nil // nobody is there
 	}
 	s.target(c)
-	s.out = appendPrefix(s.out, n)
+	s.out = framing.AppendPrefix(s.out, n)
 	for _, v := range frame {
 		s.out = append(s.out, bytesOf(v)...)
 	}

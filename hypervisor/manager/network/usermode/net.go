@@ -1,0 +1,275 @@
+package usermode
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/containers/gvisor-tap-vsock/pkg/tap"
+
+	"github.com/lodgehv/lodge/hypervisor/manager/network"
+)
+
+// maxGuests is how many guests a network can have.
+const maxGuests = 64
+
+// Config is what a Net is made from.
+type Config struct {
+	Network   network.Network
+	Guests    []network.Guest
+	Resolvers []netip.AddrPort // that DNS questions go to, if the network names none
+}
+
+// Net is a running network.
+type Net struct {
+	def      network.Network // but for the rules
+	resolve  []netip.AddrPort
+	log      *slog.Logger
+	rules    atomic.Pointer[[]network.Rule]
+	ports    atomic.Pointer[table]
+	link     *tap.LinkEndpoint
+	stack    *stack.Stack
+	host     hostAddresses
+	services []io.Closer
+	dial     func(ctx context.Context, protocol, address string) (net.Conn, error) // net.Dialer's, but for tests
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	mu     sync.Mutex // for changes of ports, and for closed
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// table finds guests. It is replaced as a whole: whoever carries a frame takes no lock.
+type table struct {
+	byName    map[string]*port
+	byMAC     map[network.MAC]*port
+	byAddress map[[4]byte]*port
+}
+
+// New starts a network. It must be closed.
+func New(c Config, log *slog.Logger) (*Net, error) {
+	if err := c.Network.Validate(); err != nil {
+		return nil, err
+	}
+	if !c.Network.Kind.Helper() {
+		return nil, fmt.Errorf("network %q: kind %s needs the host's kernel", c.Network.Name, c.Network.Kind)
+	}
+	n := &Net{def: c.Network, log: log, dial: new(net.Dialer).DialContext}
+	if c.Network.Kind == network.User {
+		n.resolve = c.Resolvers
+		if len(c.Network.DNS) > 0 {
+			n.resolve = nil
+			for _, a := range c.Network.DNS {
+				n.resolve = append(n.resolve, netip.AddrPortFrom(a, 53))
+			}
+		}
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.rules.Store(&c.Network.Rules)
+	n.ports.Store(&table{})
+	err := n.startStack()
+	if err == nil {
+		err = n.startDNS()
+	}
+	for _, g := range c.Guests {
+		if err == nil {
+			err = n.SetGuest(g)
+		}
+	}
+	if err != nil {
+		n.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+// Close ends all connections of guests and returns when nothing of n runs any more.
+func (n *Net) Close() {
+	n.mu.Lock()
+	n.closed = true
+	for _, p := range n.ports.Load().byName {
+		p.remove()
+	}
+	n.ports.Store(&table{})
+	n.mu.Unlock()
+	n.cancel()
+	for _, s := range n.services {
+		_ = s.Close()
+	}
+	if n.stack != nil {
+		n.stack.Close()
+		n.stack.Wait()
+	}
+	n.wg.Wait()
+}
+
+// run runs f in a goroutine that Close waits for, unless n is closed.
+func (n *Net) run(f func()) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return false
+	}
+	n.wg.Go(f)
+	return true
+}
+
+// SetGuest makes g known, in place of a guest of the same name. What that had open stays, if g has its addresses.
+func (n *Net) SetGuest(g network.Guest) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return net.ErrClosed
+	}
+	old := n.ports.Load()
+	if p := old.byName[g.Name]; p != nil && p.guest == g {
+		return nil
+	}
+	guests := []network.Guest{g}
+	for _, p := range old.byName {
+		if p.guest.Name != g.Name {
+			guests = append(guests, p.guest)
+		}
+	}
+	if len(guests) > maxGuests {
+		return fmt.Errorf("network %q: %d guests: at most %d are possible", n.def.Name, len(guests), maxGuests)
+	}
+	if err := n.def.CheckGuests(guests); err != nil {
+		return err
+	}
+	n.drop(g.Name)
+	p := newPort(n, g)
+	if err := n.addNeighbour(g); err != nil {
+		return err
+	}
+	t := n.copyTable()
+	t.byName[g.Name], t.byMAC[g.MAC], t.byAddress[g.Address.As4()] = p, p, p
+	n.ports.Store(t)
+	return nil
+}
+
+// RemoveGuest forgets a guest and ends all that it had open.
+func (n *Net) RemoveGuest(name string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ports.Load().byName[name] == nil {
+		return fmt.Errorf("network %q: no guest %q is on it", n.def.Name, name)
+	}
+	n.drop(name)
+	return nil
+}
+
+// drop takes a guest, if there is one of this name, from the table. n.mu is held.
+func (n *Net) drop(name string) {
+	p := n.ports.Load().byName[name]
+	if p == nil {
+		return
+	}
+	t := n.copyTable()
+	delete(t.byName, name)
+	delete(t.byMAC, p.guest.MAC)
+	delete(t.byAddress, p.guest.Address.As4())
+	n.ports.Store(t)
+	p.remove()
+	n.removeNeighbour(p.guest)
+}
+
+func (n *Net) copyTable() *table {
+	old := n.ports.Load()
+	t := &table{map[string]*port{}, map[network.MAC]*port{}, map[[4]byte]*port{}}
+	maps.Copy(t.byName, old.byName)
+	maps.Copy(t.byMAC, old.byMAC)
+	maps.Copy(t.byAddress, old.byAddress)
+	return t
+}
+
+// SetRules replaces the firewall's rules. They hold for the next packet from a guest to the outside; between guests, what was
+// allowed to begin goes on.
+func (n *Net) SetRules(rules []network.Rule) error {
+	def := n.def
+	def.Rules = rules
+	if err := def.Validate(); err != nil {
+		return err
+	}
+	n.rules.Store(&rules)
+	return nil
+}
+
+// allows asks the firewall.
+func (n *Net) allows(p *port, d network.Direction, proto network.Protocol, other netip.Addr, portNumber uint16) bool {
+	return network.Allows(*n.rules.Load(), p.guest.Name, d, proto, other, portNumber)
+}
+
+// Status is what Net is doing.
+type Status struct {
+	Network string        `json:"network"`
+	Kind    network.Kind  `json:"kind"`
+	Gateway netip.Addr    `json:"gateway"`
+	Guests  []GuestStatus `json:"guests"`
+}
+
+// GuestStatus is a guest's part of Status. Counts are of frames unless they say otherwise, since the guest is known.
+type GuestStatus struct {
+	Name      string      `json:"name"`
+	MAC       network.MAC `json:"mac"`
+	Address   netip.Addr  `json:"address"`
+	Connected bool        `json:"connected"`
+
+	Sent          uint64 `json:"sent"` // by the guest
+	SentBytes     uint64 `json:"sent_bytes"`
+	Received      uint64 `json:"received"` // by the guest
+	ReceivedBytes uint64 `json:"received_bytes"`
+	Malformed     uint64 `json:"malformed"` // dropped: not what this network carries
+	Spoofed       uint64 `json:"spoofed"`   // dropped: from another's address
+	Refused       uint64 `json:"refused"`   // dropped: by the firewall
+	Overflow      uint64 `json:"overflow"`  // dropped: the guest did not take them in time, or has too many flows
+	TCP           int64  `json:"tcp"`       // connections to the outside, and forwarded ones
+	UDP           int64  `json:"udp"`       // flows to the outside
+}
+
+// Lease is an address that a guest has, whether it has asked for it by DHCP or not.
+type Lease struct {
+	Guest   string      `json:"guest"`
+	MAC     network.MAC `json:"mac"`
+	Address netip.Addr  `json:"address"`
+	Given   *time.Time  `json:"given,omitempty"` // when it was last given by DHCP
+}
+
+// sorted returns the ports by name.
+func (n *Net) sorted() []*port {
+	t := n.ports.Load()
+	var ports []*port
+	for _, name := range slices.Sorted(maps.Keys(t.byName)) {
+		ports = append(ports, t.byName[name])
+	}
+	return ports
+}
+
+// Status returns what n is doing.
+func (n *Net) Status() Status {
+	s := Status{Network: n.def.Name, Kind: n.def.Kind, Gateway: n.def.Gateway(), Guests: []GuestStatus{}}
+	for _, p := range n.sorted() {
+		s.Guests = append(s.Guests, p.status())
+	}
+	return s
+}
+
+// Leases returns the addresses of all guests.
+func (n *Net) Leases() []Lease {
+	leases := []Lease{}
+	for _, p := range n.sorted() {
+		leases = append(leases, Lease{p.guest.Name, p.guest.MAC, p.guest.Address, p.given.Load()})
+	}
+	return leases
+}
