@@ -79,6 +79,11 @@ SEAT.TOML:
   width = 1920             # of its mode; the preferred one if left out
   height = 1080
 
+  [mouse]                  # may be left out
+  edge = 300               # pixels that it has to be pushed beyond the left or right edge, within half a second, to go to
+                           # the neighbour; 0, the default: there is no way through
+  keyboard_follows = false # where monitors show one guest each: the keyboard goes there too with the next click only
+
   [chords]                 # those that are to be others
   attention = "ctrl+alt+esc"
   left = "ctrl+alt+left"

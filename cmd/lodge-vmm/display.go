@@ -40,6 +40,7 @@ func (r *resources) display(def *definition.Definition, log *slog.Logger) error 
 	r.add("input.keyboard", in.Virtio(virtioinput.Keyboard))
 	r.add("input.mouse", in.Virtio(virtioinput.Mouse))
 	r.add("input.tablet", in.Virtio(virtioinput.Tablet))
+	r.add("input.touch", in.Virtio(virtioinput.Touch))
 	r.config.PS2 = [2]func(func()) machine.PS2Device{
 		func(ready func()) machine.PS2Device { return in.PS2Keyboard(ready) },
 		func(ready func()) machine.PS2Device { return in.PS2Mouse(ready) },

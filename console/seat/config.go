@@ -20,6 +20,7 @@ type Config struct {
 	Control  string            `toml:"control,omitempty"` // Unix socket to make, for who commands the seat; "" is none
 	Guests   []Guest           `toml:"guest"`
 	Chords   Chords            `toml:"chords,omitempty"`
+	Mouse    Mouse             `toml:"mouse,omitempty"`
 	Monitors Monitors          `toml:"monitors,omitempty"`
 	Monitor  []compose.Monitor `toml:"monitor,omitempty"` // those that always show the same guest, or have a mode of their own
 }
@@ -53,6 +54,25 @@ func (c Chords) chords() route.Chords {
 		}
 	}
 	return all
+}
+
+// Mouse says whether the mouse goes to the neighbour through the left and the right edge of the screen.
+type Mouse struct {
+	Edge            int   `toml:"edge,omitempty"`             // pixels that it has to be pushed beyond, within half a second; 0: there is no way
+	KeyboardFollows *bool `toml:"keyboard_follows,omitempty"` // else only with the next click; true if it is missing
+}
+
+// maxEdge is more than anybody pushes a mouse, in pixels.
+const maxEdge = 10000
+
+func (m Mouse) check(show string) error {
+	switch {
+	case m.Edge < 0 || m.Edge > maxEdge:
+		return fmt.Errorf("mouse: edge = %d: 0 to %d pixels are possible", m.Edge, maxEdge)
+	case m.KeyboardFollows != nil && !*m.KeyboardFollows && show != showOneEach:
+		return fmt.Errorf("mouse: keyboard_follows = false: the mouse would be where nobody sees it, unless monitors show = %q", showOneEach)
+	}
+	return nil
 }
 
 // maxFile is more than any configuration that people write, in bytes.
@@ -137,5 +157,5 @@ func (c *Config) check(dir string) error {
 	if f := &c.Monitors.File; *f != "" && !filepath.IsAbs(*f) {
 		*f = filepath.Join(dir, *f)
 	}
-	return c.checkMonitors(names)
+	return errors.Join(c.checkMonitors(names), c.Mouse.check(c.Monitors.Show))
 }

@@ -64,7 +64,7 @@ func (m *fakeManager) asked(t *testing.T, want ...string) {
 // In Lodge's console keys are commands, which no guest sees; it goes where it is told to, and back.
 func TestConsole(t *testing.T) {
 	m := &fakeManager{changed: make(chan struct{}, 1)}
-	r := newManagedRig(t, m)
+	r := newManagedRig(t, m, "")
 	r.chord(hid.Key1)
 	r.shows(red)
 	r.chord(hid.KeyEsc)
@@ -90,7 +90,7 @@ func TestConsole(t *testing.T) {
 // A manager that hangs holds up neither the console's keys nor the seat.
 func TestStuckManager(t *testing.T) {
 	m := &fakeManager{stuck: true}
-	r := newManagedRig(t, m)
+	r := newManagedRig(t, m, "")
 	r.chord(hid.Key1)
 	r.shows(red)
 	r.chord(hid.KeyEsc)

@@ -86,6 +86,7 @@ func New(cfg Config, opt Options) (*Seat, error) {
 	}
 	s.Router, err = route.New(route.Config{
 		Console: s.own, Chords: chords, OnFocus: s.focused, OnLEDs: opt.OnLEDs, Now: monotonic,
+		Edge: route.Edge{Push: cfg.Mouse.Edge}, KeyboardFollowsMouse: cfg.Mouse.KeyboardFollows == nil || *cfg.Mouse.KeyboardFollows,
 	})
 	if err != nil {
 		return nil, err

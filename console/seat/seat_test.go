@@ -121,9 +121,10 @@ var (
 	blue = color.RGBA{0, 0, 200, 255}
 )
 
-func newRig(t *testing.T) *rig { return newManagedRig(t, nil) }
+func newRig(t *testing.T) *rig { return newManagedRig(t, nil, "") }
 
-func newManagedRig(t *testing.T, manager textui.System) *rig {
+// newManagedRig returns a rig whose configuration has more.
+func newManagedRig(t *testing.T, manager textui.System, more string) *rig {
 	t.Helper()
 	dir := t.TempDir()
 	r := &rig{t: t, red: newMachine(t, filepath.Join(dir, "red"), red), blue: newMachine(t, filepath.Join(dir, "blue"), blue)}
@@ -139,7 +140,7 @@ label = "for the evening"
 color = "blue"
 slot = 2
 display = "blue"
-`)
+`+more)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -343,6 +344,27 @@ func TestTypingBeforeGuests(t *testing.T) {
 	}
 }
 
+// TestEdge pushes the mouse through the right edge of the screen, where there is a way, and where there is none.
+func TestEdge(t *testing.T) {
+	for _, c := range []struct {
+		more  string
+		focus string
+	}{{"", "Work"}, {"[mouse]\nedge = 100\n", "Home"}} {
+		r := newManagedRig(t, nil, c.more)
+		r.chord(hid.Key1)
+		r.shows(red)
+		for range 30 {
+			r.Input(1, monotonic(), []hid.Event{{Type: hid.EVRel, Code: hid.RelX, Value: 100}})
+		}
+		eventually(t, "the focus of "+c.focus, func() bool { return r.Router.Focus() == c.focus })
+		if r.key(hid.KeyA, 1); c.focus == "Home" {
+			r.shows(blue)
+			r.blue.typed(t, "a+1")
+		}
+		r.key(hid.KeyA, 0)
+	}
+}
+
 // TestPosition has a device with positions click in the middle of the guest's picture.
 func TestPosition(t *testing.T) {
 	r := newRig(t)
@@ -424,6 +446,9 @@ func TestParseErrors(t *testing.T) {
 		{good + "[chords]\nleft = \"ctrl+nokey\"\n", "seat.toml:7"},
 		{"x", "seat.toml:1"},
 		{"control = \"/" + strings.Repeat("x", 107) + "\"\n" + good, "the path has 108 bytes"},
+		{good + "[mouse]\nedge = -1\n", "edge = -1"},
+		{good + "[mouse]\nedge = 10001\n", "edge = 10001"},
+		{good + "[mouse]\nkeyboard_follows = false\n", "keyboard_follows = false"},
 		{good + "[monitors]\nshow = \"all\"\n", `show = "all": one of "mirror" and "one each"`},
 		{good + "[[monitor]]\nguest = \"a\"\n", "monitor: set id"},
 		{good + "[[monitor]]\nid = \"m\"\nguest = \"b\"\n", `monitor "m": guest "b"`},

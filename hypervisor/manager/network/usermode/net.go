@@ -48,6 +48,9 @@ type Net struct {
 	mu     sync.Mutex // for changes of ports, and for closed
 	closed bool
 	wg     sync.WaitGroup
+
+	stackMu   sync.RWMutex // held for reading while a packet is given to the stack
+	stackDown bool
 }
 
 // table finds guests. It is replaced as a whole: whoever carries a frame takes no lock.
@@ -108,6 +111,9 @@ func (n *Net) Close() {
 		_ = s.Close()
 	}
 	if n.stack != nil {
+		n.stackMu.Lock()
+		n.stackDown = true
+		n.stackMu.Unlock()
 		n.stack.Close()
 		n.stack.Wait()
 	}

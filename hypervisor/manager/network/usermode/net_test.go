@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/internal/framing"
 )
 
 // httpServer serves "hello" on the loopback and returns its port.
@@ -693,4 +695,26 @@ func TestManage(t *testing.T) {
 	do(Change{Rules: &[]network.Rule{{Direction: network.Out, Action: network.Deny}}}, nil, true)
 	do(Change{Remove: "alice"}, nil, true)
 	do(Change{Remove: "alice"}, nil, false)
+}
+
+// A network ends while its guests send.
+func TestCloseWhileGuestsSend(t *testing.T) {
+	frame := datagram(network.GatewayMAC, alice.MAC, netip.AddrPortFrom(alice.Address, 9), netip.AddrPortFrom(gateway, 9), "x")
+	framed := append(framing.AppendPrefix(nil, len(frame)), frame...)
+	for range 30 {
+		n := start(t, config(network.User))
+		g := plug(t, n, alice)
+		var wg sync.WaitGroup
+		sending := make(chan struct{})
+		wg.Go(func() {
+			for once := sync.OnceFunc(func() { close(sending) }); ; once() {
+				if _, err := g.conn.Write(framed); err != nil {
+					return // the network has ended
+				}
+			}
+		})
+		<-sending
+		n.Close()
+		wg.Wait()
+	}
 }

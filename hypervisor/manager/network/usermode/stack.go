@@ -85,8 +85,13 @@ func (n *Net) removeNeighbour(g network.Guest) {
 	_ = n.stack.RemoveNeighbor(nic, ipv4.ProtocolNumber, tcpip.AddrFrom4(g.Address.As4()))
 }
 
-// toStack gives the stack a packet, which it copies.
+// toStack gives the stack a packet, which it copies. At its end the stack lets go of the interface, and packets are dropped.
 func (n *Net) toStack(proto tcpip.NetworkProtocolNumber, b []byte) {
+	n.stackMu.RLock()
+	defer n.stackMu.RUnlock()
+	if n.stackDown {
+		return
+	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
 	n.link.DeliverNetworkPacket(proto, pkt)
 	pkt.DecRef()
