@@ -51,7 +51,7 @@ func crash(dir, qcow2, ova string) error {
 		return err
 	}
 	for i := 0; ; i++ {
-		name := fmt.Sprintf("image%d-%d", os.Getpid(), i)
+		name := fmt.Sprintf("image%d-%dx", os.Getpid(), i) // the second disk of two has "-2" behind
 		for _, step := range []struct {
 			do   func() error
 			says string
