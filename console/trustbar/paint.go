@@ -18,6 +18,9 @@ const curve = 0.5523
 
 // fillRound paints a rectangle with round corners.
 func fillRound(dst *image.RGBA, r image.Rectangle, radius float32, c color.RGBA) {
+	if r.Empty() {
+		return
+	}
 	w, h := float32(r.Dx()), float32(r.Dy())
 	radius = min(radius, w/2, h/2)
 	k := radius * (1 - curve)
@@ -32,7 +35,18 @@ func fillRound(dst *image.RGBA, r image.Rectangle, radius float32, c color.RGBA)
 	path.LineTo(0, radius)
 	path.CubeTo(0, k, k, 0, radius, 0)
 	path.ClosePath()
-	path.Draw(dst, r, &image.Uniform{c}, image.Point{})
+	rasterize(dst, path, r, c)
+}
+
+// rasterize paints a path, what there is room for. The rasterizer itself does not clip: it fails beyond the picture.
+func rasterize(dst *image.RGBA, path *vector.Rasterizer, r image.Rectangle, c color.RGBA) {
+	if r.In(dst.Rect) {
+		path.Draw(dst, r, &image.Uniform{c}, image.Point{})
+		return
+	}
+	whole := image.NewRGBA(r)
+	path.Draw(whole, r, &image.Uniform{c}, image.Point{})
+	draw.Draw(dst, r, whole, r.Min, draw.Over)
 }
 
 // outlineRound paints a rectangle with round corners, its edge of the given width in another colour.
@@ -43,6 +57,9 @@ func outlineRound(dst *image.RGBA, r image.Rectangle, radius float32, width int,
 
 // fillShape paints a polygon, its corners in units of r's size.
 func fillShape(dst *image.RGBA, r image.Rectangle, c color.RGBA, corners ...[2]float32) {
+	if r.Empty() {
+		return
+	}
 	w, h := float32(r.Dx()), float32(r.Dy())
 	path := vector.NewRasterizer(r.Dx(), r.Dy())
 	for i, k := range corners {
@@ -53,7 +70,7 @@ func fillShape(dst *image.RGBA, r image.Rectangle, c color.RGBA, corners ...[2]f
 		}
 	}
 	path.ClosePath()
-	path.Draw(dst, r, &image.Uniform{c}, image.Point{})
+	rasterize(dst, path, r, c)
 }
 
 // keyboard paints a keyboard.
