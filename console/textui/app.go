@@ -53,6 +53,7 @@ type App struct {
 	loading  bool // a look at the guests is under way
 	loaded   bool // there was one
 	failed   string
+	wanted   int // the slot whose digit was pressed before that, if no key was since; 0: none
 	guests   []Guest
 	selected string // name of a guest
 	list     listView
@@ -214,6 +215,10 @@ func (a *App) have(guests []Guest, err error) {
 	a.loaded, a.failed, a.guests, a.dirty = true, failed, guests, true
 	if a.guest() == nil && len(guests) > 0 {
 		a.selected = guests[min(max(a.list.at, 0), len(guests)-1)].Name
+	}
+	if slot := a.wanted; slot != 0 {
+		a.wanted = 0
+		a.toSlot(slot)
 	}
 }
 

@@ -56,7 +56,7 @@ func (a *App) key(key string) {
 	if key == "" {
 		return
 	}
-	a.dirty, a.said = true, ""
+	a.dirty, a.said, a.wanted = true, "", 0
 	if len(key) == 1 && key[0] >= '1' && key[0] <= '9' {
 		a.dialog = nil
 		a.toSlot(int(key[0] - '0'))
@@ -97,7 +97,12 @@ func (a *App) open(v view) {
 	v.refresh(a)
 }
 
+// toSlot goes to the guest in a slot, as soon as it is known which guests there are.
 func (a *App) toSlot(slot int) {
+	if !a.loaded {
+		a.wanted = slot
+		return
+	}
 	for _, g := range a.guests {
 		if g.Slot == slot {
 			a.selected = g.Name

@@ -369,6 +369,41 @@ func (*stuckSystem) Do(ctx context.Context, _ string, _ Command, _ func(Progress
 	return ctx.Err()
 }
 
+// A digit that is pressed before the console knows who is there goes to the guest all the same, if no other key follows.
+func TestDigitBeforeGuests(t *testing.T) {
+	for _, c := range []struct {
+		keys, want []string
+	}{
+		{[]string{"2"}, []string{"switch home"}},
+		{[]string{"2", "1"}, []string{"switch work"}},
+		{[]string{"2", "down"}, nil},
+	} {
+		s := &slowSystem{newSystem(Guest{Name: "work", Slot: 1}, Guest{Name: "home", Slot: 2}), make(chan struct{})}
+		r := newRig(t, s, terminal{w: 80, h: 25}, Options{})
+		r.press(c.keys...)
+		eventually(t, "the keys are taken", func() error {
+			if n := len(r.scr.EventQ()); n > 0 {
+				return fmt.Errorf("%d wait", n)
+			}
+			return nil
+		})
+		r.app.updates <- func() { close(s.answer) } // and done
+		r.shows("home")
+		s.asked(t, c.want...)
+	}
+}
+
+// slowSystem tells which guests there are when answer is closed.
+type slowSystem struct {
+	*fakeSystem
+	answer chan struct{}
+}
+
+func (s *slowSystem) Guests(ctx context.Context) ([]Guest, error) {
+	<-s.answer
+	return s.fakeSystem.Guests(ctx)
+}
+
 func TestQuit(t *testing.T) {
 	for _, key := range []string{"q", "ctrl-c"} {
 		r := newRig(t, furnished(), terminal{w: 80, h: 25}, Options{Quit: true})
