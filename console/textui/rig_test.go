@@ -232,6 +232,22 @@ func (r *rig) shows(want string) {
 	})
 }
 
+// settled returns what the terminal shows when it is drawn to the end: the emulated one takes it in pieces.
+func (r *rig) settled() string {
+	r.t.Helper()
+	last := ""
+	eventually(r.t, "a picture that stays", func() error {
+		got := r.text()
+		if got == last {
+			return nil
+		}
+		last = got
+		time.Sleep(50 * time.Millisecond)
+		return errors.New("it shows:\n" + got)
+	})
+	return last
+}
+
 // golden waits until the terminal shows what testdata/NAME.txt has.
 func (r *rig) golden(name string) {
 	r.t.Helper()

@@ -294,7 +294,7 @@ func TestFollow(t *testing.T) {
 	r.shows("one more")
 	r.press("pgup")
 	r.shows("(held)")
-	held := r.text()
+	held := r.settled()
 	s.set(func() { s.logs["work/serial port"] += "and another\n" })
 	time.Sleep(100 * time.Millisecond) // several looks
 	if got := r.text(); got != held {
