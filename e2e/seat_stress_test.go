@@ -166,6 +166,7 @@ func (l *seatLab) testFlood(ctx context.Context, t *testing.T) {
 		}
 		floods = append(floods, p)
 	}
+	l.draws(ctx, t, m)
 	moving, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -196,6 +197,35 @@ func (l *seatLab) testFlood(ctx context.Context, t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// draws waits until a guest draws without anybody's doing, elsewhere than at its clock.
+func (l *seatLab) draws(ctx context.Context, t *testing.T, m *desk.Machine) {
+	t.Helper()
+	var last image.Image
+	until(ctx, t, m.Name()+" draws", func() (bool, error) {
+		now, err := m.Screen(ctx)
+		if err != nil {
+			return false, err
+		}
+		before := last
+		last = now
+		if before == nil {
+			return false, errNotYet
+		}
+		moved := slices.ContainsFunc(desk.Differences(below(before), now), func(r image.Rectangle) bool { return !r.In(clock) })
+		if !moved {
+			return false, fmt.Errorf("%w: it shows the same as before", errNotYet)
+		}
+		return true, nil
+	})
+}
+
+// below returns a guest's picture as it is on the notebook's screen, below a bar.
+func below(guest image.Image) image.Image {
+	img := image.NewRGBA(image.Rect(0, 0, desk.Width, desk.Bar+desk.Height))
+	draw.Draw(img, image.Rect(0, desk.Bar, desk.Width, desk.Bar+desk.Height), guest, guest.Bounds().Min, draw.Src)
+	return img
 }
 
 // testFalseBar has a guest paint the bar of another, with its name and colour, at the top of its screen. The real one is above
