@@ -153,7 +153,7 @@ func number(n int) uint32 { return uint32(min(max(n, 0), math.MaxInt32)) }
 // guestProps are the properties of a guest.
 func (s *server) guestProps(g *manager.Guest) props {
 	w := s.row(g)
-	return w.props()
+	return propsOf(&w)
 }
 
 // tag returns that of a guest's definition; "" if it has none any more.

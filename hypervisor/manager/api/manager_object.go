@@ -68,35 +68,11 @@ func managerInterface() *iface {
 	}
 }
 
-// row is a guest in ListGuests: its path and its properties, in their order. (As names and variants, a hundred guests would take
-// three times as long.)
-type row struct {
-	Path                     dbus.ObjectPath
-	Name, Label, Color, Icon string
-	Slot                     uint32
-	UUID                     string
-	CPUs                     uint32
-	Memory                   uint64
-	Autostart, Disposable    bool
-	Depends                  []string
-	Fault, DefinitionTag     string
-	State                    string
-	Since                    uint64
-	Note                     string
-	Ready, Stale             bool
-	PID                      uint32
-	Began                    uint64
-	Reboots, Restarts        uint32
-	RestartAt, SavedAt       uint64
-	Display, Serial          string
-	Console, Vsock           string
-}
+func rowSignature() string { return dbus.SignatureOf([]client.Row{}).String() }
 
-func rowSignature() string { return dbus.SignatureOf([]row{}).String() }
-
-func (s *server) row(g *manager.Guest) row {
+func (s *server) row(g *manager.Guest) client.Row {
 	str := func(s string) string { return text(s, maxErrorText) }
-	return row{
+	return client.Row{
 		Path: client.GuestPath(g.Name), Name: g.Name, Label: str(g.Label), Color: str(g.Color), Icon: str(g.Icon), Slot: number(g.Slot),
 		UUID: str(g.UUID), CPUs: number(g.CPUs), Memory: g.Memory, Autostart: g.Autostart, Disposable: g.Disposable,
 		Depends: append([]string{}, g.Depends...), Fault: str(g.Fault), DefinitionTag: s.tag(g.Name), State: string(g.State),
@@ -106,8 +82,8 @@ func (s *server) row(g *manager.Guest) row {
 	}
 }
 
-// props are the properties of a guest: the fields of its row, by the names of the table.
-func (w *row) props() props {
+// propsOf returns the properties of a guest: the fields of its row, by the names of the table.
+func propsOf(w *client.Row) props {
 	p, fields := make(props), reflect.ValueOf(*w)
 	for n, property := range guestProperties() {
 		p[property.name] = dbus.MakeVariant(fields.Field(n + 1).Interface())
@@ -117,7 +93,7 @@ func (w *row) props() props {
 
 func listGuests(_ context.Context, r *request) ([]any, error) {
 	guests := r.Manager.List()
-	list := make([]row, len(guests))
+	list := make([]client.Row, len(guests))
 	for n := range guests {
 		list[n] = r.row(&guests[n])
 	}

@@ -218,8 +218,9 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 	return s, err
 }
 
-// row is a guest as ListGuests has it.
-type row struct {
+// Row is a guest as ListGuests has it: its path and its properties, in their order. (As names and variants, a hundred guests
+// would take three times as long.)
+type Row struct {
 	Path                     dbus.ObjectPath
 	Name, Label, Color, Icon string
 	Slot                     uint32
@@ -241,7 +242,7 @@ type row struct {
 	Console, Vsock           string
 }
 
-func (r *row) guest() Guest {
+func (r *Row) guest() Guest {
 	return Guest{
 		Name: r.Name, Label: r.Label, Color: r.Color, Icon: r.Icon, Slot: r.Slot, UUID: r.UUID, CPUs: r.CPUs, Memory: r.Memory,
 		Autostart: r.Autostart, Disposable: r.Disposable, Depends: r.Depends, Fault: r.Fault, DefinitionTag: r.DefinitionTag,
@@ -253,7 +254,7 @@ func (r *row) guest() Guest {
 
 // Guests returns all guests by name.
 func (c *Client) Guests(ctx context.Context) ([]Guest, error) {
-	var rows []row
+	var rows []Row
 	if err := c.call(ctx, ManagerPath, ManagerInterface, "ListGuests", nil, &rows); err != nil {
 		return nil, err
 	}
