@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
+	"github.com/lodgehv/lodge/internal/procstat"
 )
 
 // victimProcess is a manager in a process of its own, to be killed.
@@ -164,7 +165,7 @@ func TestEndedMeanwhile(t *testing.T) {
 				r.tell("g", what)
 			}
 			for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-				if p, err := openProcess(pid, 0); errors.Is(err, errGone) {
+				if p, err := openProcess(pid, 0); errors.Is(err, procstat.ErrGone) {
 					break
 				} else if err == nil {
 					p.close()

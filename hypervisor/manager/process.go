@@ -1,16 +1,16 @@
 package manager
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lodgehv/lodge/internal/procstat"
 )
 
 // process is a process that this manager, or the one before it, has started. It is known by its number and the time of its
@@ -22,63 +22,25 @@ type process struct {
 	child bool // of this process
 }
 
-// errGone says that a process has ended.
-var errGone = errors.New("the process has ended")
-
 // openProcess returns the process of that number, if it was started at that time; 0 is any.
 func openProcess(pid int, start uint64) (*process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
-		return nil, errGone
+		return nil, procstat.ErrGone
 	}
 	if err != nil {
 		return nil, fmt.Errorf("process %d: pidfd_open: %w", pid, err)
 	}
 	p := &process{pid: pid, fd: os.NewFile(uintptr(fd), "pidfd")}
-	began, state, err := startTime(pid)
-	if err == nil && (state == 'Z' || state == 'X' || start != 0 && began != start) {
-		err = errGone
+	st, err := procstat.Of(pid)
+	if err == nil && (st.State == 'Z' || st.State == 'X' || start != 0 && st.Started != start) {
+		err = procstat.ErrGone
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.fd.Close())
 	}
-	p.start = began
+	p.start = st.Started
 	return p, nil
-}
-
-// startTime returns when a process was started, and its state, from proc_pid_stat(5).
-func startTime(pid int) (ticks uint64, state byte, err error) {
-	f, err := statFields(pid)
-	if err != nil {
-		return 0, 0, err
-	}
-	ticks, err = strconv.ParseUint(f[statStart], 10, 64)
-	return ticks, f[statState][0], err
-}
-
-// Fields of proc_pid_stat(5), counted from the state on, which is the third.
-const (
-	statState = 0
-	statUser  = 11 // clock ticks
-	statSys   = 12
-	statStart = 19
-	statRSS   = 21 // pages
-)
-
-func statFields(pid int) ([]string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return nil, errGone
-	}
-	if err != nil {
-		return nil, err
-	}
-	_, rest, _ := bytes.Cut(b[max(bytes.LastIndexByte(b, ')'), 0):], []byte(" ")) // the name before it may hold anything
-	f := strings.Fields(string(rest))
-	if len(f) <= statRSS || len(f[statState]) != 1 {
-		return nil, fmt.Errorf("/proc/%d/stat: not as proc_pid_stat(5) describes it", pid)
-	}
-	return f, nil
 }
 
 // wait returns when the process has ended: nil, or ctx's error. No thread and no timer waits. how is "" if we are not its

@@ -9,6 +9,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
+	"github.com/lodgehv/lodge/internal/procstat"
 )
 
 // takeUp finds out how the guest is, from what the manager before this one has left. It begins nothing.
@@ -82,7 +83,7 @@ func (g *guest) afterHost() {
 func (g *guest) findVMM() {
 	p, err := openProcess(g.rec.PID, g.rec.Start)
 	if err != nil {
-		if !errors.Is(err, errGone) {
+		if !errors.Is(err, procstat.ErrGone) {
 			g.log.Error("VMM on record", "err", err)
 		}
 		switch {

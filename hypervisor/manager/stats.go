@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/lodgehv/lodge/internal/procstat"
 )
 
 // Sampling.
@@ -168,26 +170,17 @@ func (s *sampler) looked() map[string]int {
 	return looked
 }
 
-// clockTick is the unit of times in proc_pid_stat(5): USER_HZ, which is 100 on all architectures that Lodge runs on.
-const clockTick = 10 * time.Millisecond
-
 // measure takes a sample.
 func measure(ctx context.Context, g *guest, pid int) (x Sample, err error) {
-	f, err := statFields(pid)
+	st, err := procstat.Of(pid)
 	if err != nil {
 		return x, err
 	}
-	var n [3]uint64
-	for i, k := range [3]int{statUser, statSys, statRSS} {
-		if n[i], err = strconv.ParseUint(f[k], 10, 64); err != nil {
-			return x, fmt.Errorf("/proc/%d/stat: %w", pid, err)
-		}
-	}
-	x = Sample{Time: time.Now(), CPU: time.Duration(n[0]+n[1]) * clockTick, Memory: n[2] * uint64(os.Getpagesize())}
+	x = Sample{Time: time.Now(), CPU: st.CPU, Memory: st.Resident}
 	x.DiskRead, x.DiskWritten = ioBytes(pid)
-	var st vmmStats
-	if err := g.call(ctx, statsLimit, "stats", nil, &st, nil); err == nil {
-		x.Exits, x.NetReceived, x.NetSent = st.Exits, st.NetReceived, st.NetSent
+	var vmm vmmStats
+	if err := g.call(ctx, statsLimit, "stats", nil, &vmm, nil); err == nil {
+		x.Exits, x.NetReceived, x.NetSent = vmm.Exits, vmm.NetReceived, vmm.NetSent
 	}
 	return x, nil
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/snap"
+	"github.com/lodgehv/lodge/internal/procstat"
 	"github.com/lodgehv/lodge/internal/seatctl"
 )
 
@@ -175,14 +176,14 @@ func (g *Guests) running(t *textui.Guest, k *known, st status, pid int) {
 	if st.Balloon != nil && st.Balloon.Actual < t.Memory {
 		t.Memory -= st.Balloon.Actual
 	}
-	use, err := usageOf(pid)
+	use, err := procstat.Of(pid)
 	if err != nil {
 		return // it has just ended
 	}
-	t.Resident = use.resident
+	t.Resident = use.Resident
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	now := sample{pid, use.started, use.cpu, time.Now(), -1}
+	now := sample{pid, use.Started, use.CPU, time.Now(), -1}
 	if k.sample.soon(now) {
 		now = k.sample
 	} else {
