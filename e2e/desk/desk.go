@@ -52,10 +52,9 @@ const (
 
 // Config says how to set up a desk.
 type Config struct {
-	VMM, Seat string   // the programs to use; built if empty
-	Display   string   // QEMU's -display, to show the notebook's screen; none if empty
-	Args      []string // further arguments of QEMU
-	Shots     string   // directory for screenshots
+	VMM, Seat string // the programs to use; built if empty
+	Display   string // QEMU's -display, to show the notebook's screen; none if empty
+	Shots     string // directory for screenshots
 	Log       io.Writer
 	// Console returns where a guest's serial console goes beside the machine's own record; it may be nil.
 	Console func(name string) io.Writer
@@ -95,7 +94,7 @@ func Start(ctx context.Context, cfg Config) (*Desk, error) {
 	}
 	d := &Desk{cfg: cfg, boots: make(map[string]string)}
 	// With two processors the emulator resets the notebook within minutes when guests run on both: see e2e/README.md.
-	nb := notebook.Config{Builder: b, Tools: tools, CPUs: 1, Display: cfg.Display, Args: cfg.Args, Log: cfg.Log}
+	nb := notebook.Config{Builder: b, Tools: tools, CPUs: 1, Display: cfg.Display, Log: cfg.Log}
 	for _, k := range Desktops() {
 		nb.Disks = append(nb.Disks, notebook.Disk{Name: k.Name, Base: g.Disk})
 		if !k.Firmware {

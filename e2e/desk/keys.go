@@ -14,15 +14,6 @@ func (d *Desk) Press(ctx context.Context, keys ...string) error {
 	return d.send(ctx, all)
 }
 
-// Hold presses keys or releases them.
-func (d *Desk) Hold(ctx context.Context, down bool, keys ...string) error {
-	var all []keyEvent
-	for _, k := range keys {
-		all = append(all, event(k, down))
-	}
-	return d.send(ctx, all)
-}
-
 // Type types lower-case letters, digits, spaces and line ends.
 func (d *Desk) Type(ctx context.Context, text string) error {
 	names := map[rune]string{' ': "spc", '\n': "ret"}
