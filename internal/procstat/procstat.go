@@ -62,7 +62,7 @@ func read(pid int) ([]byte, error) {
 
 // Fields after the program's name, from 0; the manual counts from 3.
 const (
-	fieldState = 3 - 3
+	fieldState = 0
 	fieldUser  = 14 - 3 // ticks
 	fieldSys   = 15 - 3
 	fieldStart = 22 - 3
