@@ -444,6 +444,10 @@ func (f *Function) State(c *snap.Codec) {
 			return
 		}
 	}
+	if (cfg[Status]&statusInterrupt != 0) != f.asserted {
+		c.Fail("the interrupt status is not the pin's, which is %t", f.asserted)
+		return
+	}
 	f.cfg = cfg
 	f.remap()
 	if f.msix != nil {

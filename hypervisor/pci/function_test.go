@@ -430,6 +430,7 @@ func TestState(t *testing.T) {
 		want  string
 	}{
 		"another device":    {msix, func(b []byte) []byte { b[DeviceID]++; return b }, "configuration byte 0x2 is 0x79"},
+		"interrupt status":  {msix, func(b []byte) []byte { b[Status] ^= statusInterrupt; return b }, "the interrupt status is not the pin's"},
 		"without a list":    {msix, func(b []byte) []byte { b[Status] ^= statusCapList; return b }, "configuration byte 0x6"},
 		"other vectors":     {func(f *Function) error { _, err := f.AddMSIX(4, 1, 0, 0x800); return err }, nil, "number of interrupt vectors is 3"},
 		"cut":               {msix, func(b []byte) []byte { return b[:len(b)-1] }, "ends 1 bytes too early"},

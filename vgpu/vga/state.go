@@ -113,6 +113,9 @@ func (v *video) state(s *snap.Codec) {
 			}
 			v.zero(next, int(i))
 			s.Fixed(v.page(int(i)))
+			if s.Err() == nil && bytes.Equal(v.page(int(i)), zeroPage[:]) {
+				s.Fail("page %d of video memory is all zero", i)
+			}
 			next = int(i) + 1
 		}
 		v.zero(next, total)

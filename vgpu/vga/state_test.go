@@ -92,6 +92,7 @@ func TestStateRefuses(t *testing.T) {
 		"cut":                 {func(b []byte) []byte { return b[:len(b)-1] }, "ends 1 bytes too early"},
 		"too many pages":      {func(b []byte) []byte { binary.LittleEndian.PutUint32(b[pages-4:], 1025); return b }, "1025 elements"},
 		"page twice":          {func(b []byte) []byte { b[pages+4+pageSize] = 1; return b }, "page 1 of video memory after page 1"},
+		"page of zeros":       {func(b []byte) []byte { clear(b[pages+4:][:pageSize]); return b }, "all zero"},
 		"page beyond":         {func(b []byte) []byte { b[pages+4+pageSize+1] = 4; return b }, "page 1027"},
 		"byte order":          {func(b []byte) []byte { b[pages-5] = 2; return b }, "truth value 2"},
 		"VBE id":              {func(b []byte) []byte { b[vbeRegs] = 0; return b }, "VBE registers"},
