@@ -21,6 +21,7 @@ import (
 type cli struct {
 	Manage manageCommands `embed:""`
 
+	Run        runCommand        `cmd:"" help:"Run a guest from an image, without lodged; nothing of it is kept."`
 	Console    consoleCommand    `cmd:"" help:"Manage guests, by the keyboard alone."`
 	Completion completionCommand `cmd:"" help:"Print shell completion."`
 	Man        manCommand        `cmd:"" help:"Print the manual page."`
