@@ -359,7 +359,7 @@ func TestImportCancelled(t *testing.T) {
 // Killed at whatever moment, there is a guest with its images, or none of them.
 func TestImportKilled(t *testing.T) {
 	r := newRig(t)
-	content := make([]byte, 8<<20)
+	content := make([]byte, 32<<20)
 	for i := range content {
 		content[i] = byte(rand.Uint32()) | 1
 	}

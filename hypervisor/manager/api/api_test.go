@@ -61,9 +61,13 @@ func TestTypes(t *testing.T) {
 		t.Fatal(err)
 	}
 	within(t, 5*time.Second, "snapshot", func() bool { j, err := r.c.Job(ctx, job); return err == nil && j.State == "done" })
+	if err := r.m.CreateImage("default", "i", 1<<20); err != nil {
+		t.Fatal(err)
+	}
 	objects := map[string]dbus.ObjectPath{
 		client.ManagerInterface: client.ManagerPath, client.GuestInterface: client.GuestPath("one"),
 		client.SnapshotInterface: client.SnapshotPath("one", "s"), client.JobInterface: client.JobPath(job),
+		client.PoolInterface: client.PoolPath("default"), client.ImageInterface: client.ImagePath("default", "i"),
 	}
 	var reply atomic.Value // the types of the last one
 	conn, err := dbus.Connect(r.address, dbus.WithIncomingInterceptor(func(msg *dbus.Message) {
