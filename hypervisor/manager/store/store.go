@@ -38,6 +38,7 @@ type Config struct {
 	Versions string                    // of the versions before them, a directory each
 	Sockets  func(name string) Sockets // of a guest
 	Network  func(name string) bool    // reports whether there is a network of that name; nil: any may be
+	Images   Images                    // nil: there are no pools
 }
 
 // Store is a directory of definitions. Its methods may be called from any goroutine; the guests that they return are not
@@ -74,7 +75,7 @@ func Open(cfg Config) (*Store, error) {
 func (s *Store) file(name string) string { return filepath.Join(s.cfg.Dir, name+deffile.Suffix) }
 
 func (s *Store) parse(name string, text []byte) (*Guest, error) {
-	return Parse(s.file(name), s.cfg.Dir, s.cfg.Sockets(name), text)
+	return Parse(s.file(name), s.cfg.Dir, s.cfg.Sockets(name), s.cfg.Images, text)
 }
 
 // Reload reads the files anew, of which people may have edited some, and returns the names of guests that are others than
@@ -256,7 +257,7 @@ func nameIn(text []byte) (string, error) {
 	}
 	name := definition.NameIn(text)
 	if !definition.IsName(name) {
-		_, err := Parse("definition", "/", Sockets{Run: "/", Logs: "/"}, text) // says where
+		_, err := Parse("definition", "/", Sockets{Run: "/", Logs: "/"}, nil, text) // says where
 		return "", errors.Join(fmt.Errorf("%w: name = %.80q", ErrName, name), err)
 	}
 	return name, nil
