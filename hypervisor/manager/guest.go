@@ -341,6 +341,7 @@ func (g *guest) clear() {
 	g.ready, g.again, g.unplugged, g.reboots = false, false, false, 0
 	g.rec = record{Restarts: g.rec.Restarts}
 	g.m.stats.forget(g.name)
+	g.m.networks.release(g.name)
 	for _, dir := range []string{g.overlayDir(), g.m.runDir(g.name)} {
 		if err := os.RemoveAll(dir); err != nil {
 			g.log.Warn("left over of the guest's machine", "err", err)

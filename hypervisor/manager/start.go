@@ -138,6 +138,9 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 			return err
 		}
 	}
+	if vmm.NICs, err = g.m.networks.attach(ctx, g.name, def.NICs); err != nil {
+		return err
+	}
 	l := Launch{
 		Guest: g.name, Definition: filepath.Join(g.dir(), "vmm.toml"), Outcome: filepath.Join(g.dir(), outcomeName), Shares: def.Shares,
 	}
