@@ -201,11 +201,12 @@ func (s *Store) validate(text []byte) (*entry, error) {
 	if len(text) > deffile.MaxText {
 		return nil, deffile.TooLong(what)
 	}
-	n, _, err := parse(what, text)
-	if err != nil {
-		return nil, err
+	name := definition.NameIn(text)
+	if !isName(name) {
+		_, err := Parse(what, text) // says where
+		return nil, errors.Join(fmt.Errorf("%w: name = %.80q", ErrName, name), err)
 	}
-	e := s.parse(n.Name, slices.Clone(text), true)
+	e := s.parse(name, slices.Clone(text), true)
 	if e.err == nil {
 		e.err = e.together(s.entries)
 	}
