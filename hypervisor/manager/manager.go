@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/job"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
@@ -37,7 +38,8 @@ type Config struct {
 	RunDir    string // sockets, which do not: guests/NAME
 
 	Launcher Launcher
-	Storage  Storage // nil is Files
+	Cgroups  *cell.Parent // what VMMs' control groups are made in; nil: they have none
+	Storage  Storage      // nil is Files
 
 	// Screen returns what a guest shows, over the socket of its display. nil: there are no thumbnails.
 	Screen func(ctx context.Context, socket string) (image.Image, error)
@@ -69,6 +71,7 @@ type Manager struct {
 	wg     sync.WaitGroup
 
 	defining sync.Mutex // held while the set of definitions changes; before mu
+	naming   sync.Mutex // held while a user is chosen
 
 	mu     sync.Mutex
 	guests map[string]*guest

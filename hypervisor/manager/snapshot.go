@@ -14,6 +14,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
+	"github.com/lodgehv/lodge/hypervisor/manager/vmm"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 )
 
@@ -25,12 +26,6 @@ var (
 
 // maxSnapshots bounds how many there are of one guest.
 const maxSnapshots = 1000
-
-// saveParams are the parameters of the VMM's method "save".
-type saveParams struct {
-	Dir  string `json:"dir"`
-	Stop bool   `json:"stop,omitempty"`
-}
 
 // Save saves a guest with its memory and ends it; the next start goes on from there. To cancel the job lets it run on.
 func (m *Manager) Save(name string) (job uint64, err error) {
@@ -81,23 +76,24 @@ func (g *guest) tellSave() {
 	}
 	g.begin(func(ctx context.Context, number uint64) {
 		g.m.keepPicture(ctx, display, g.suspendedDir()+".png")
-		err := g.call(ctx, 0, "save", saveParams{g.suspendedDir(), true}, nil, report(op))
-		if err == nil {
-			if !g.endsWithin(ctx, quitLimit) && ctx.Err() == nil {
-				g.do(func() {
-					if g.task == number {
-						g.unplug() // the state is on the disk
-					}
-				})
-			}
+		if err := g.saveMemory(ctx, g.suspendedDir(), op); err != nil {
+			g.dropSaved() // it may be whole all the same
+			g.goesOn(number, fmt.Errorf("save: %w", err))
 			return
 		}
-		g.goesOn(number, fmt.Errorf("save: %w", err))
+		g.do(func() {
+			if g.task == number {
+				g.endSaved()
+			}
+		})
 	})
 }
 
-func report(op *progress) func(control.Progress) {
-	return func(p control.Progress) { op.set(int64(p.Done), int64(p.Total)) }
+// endSaved ends the VMM of a guest whose saved state is on the disk.
+func (g *guest) endSaved() {
+	g.rec.Resume = false
+	g.save()
+	g.unplug()
 }
 
 // display returns the socket of the guest's display, or "".
@@ -111,10 +107,16 @@ func (g *guest) display() string {
 // settleLimit is how long a VMM may take to end a save that was cancelled.
 const settleLimit = 30 * time.Second
 
-// goesOn tells that a save is over and how the guest is now. err, which may be nil, is why it has failed.
+// goesOn lets a guest that was paused to be saved run on, and tells how it is now. err, which may be nil, is why the save has
+// failed.
 func (g *guest) goesOn(number uint64, err error) {
 	ctx, cancel := context.WithTimeout(g.m.ctx, settleLimit)
 	defer cancel()
+	var resume bool
+	g.do(func() { resume = g.task == number && g.rec.Resume })
+	if resume {
+		err = errors.Join(err, g.call(ctx, commandLimit, "resume", nil, nil, nil))
+	}
 	st, e := g.status(ctx)
 	for e == nil && st.State == "saving" {
 		select {
@@ -277,16 +279,12 @@ func (m *Manager) Snapshot(name, snapshot string) (job uint64, err error) {
 
 // tellSnapshot makes the snapshot of a guest that runs.
 func (g *guest) tellSnapshot() {
-	op, def, name := g.op, g.running.def, g.snapshot
+	op, def, name, display := g.op, g.running.def, g.snapshot, g.display()
 	g.begin(func(ctx context.Context, number uint64) {
-		err := g.makeSnapshot(ctx, def, name, op, func(tmp string) error { return g.saveMemory(ctx, tmp, op) })
-		ctx, cancel := context.WithTimeout(g.m.ctx, commandLimit)
-		defer cancel()
-		var resume bool
-		g.do(func() { resume = g.task == number && g.rec.Resume })
-		if resume {
-			err = errors.Join(err, g.call(ctx, commandLimit, "resume", nil, nil, nil))
-		}
+		err := g.makeSnapshot(ctx, def, name, op, func(tmp string) error {
+			g.m.keepPicture(ctx, display, filepath.Join(tmp, pictureName))
+			return g.saveMemory(ctx, filepath.Join(tmp, memoryName), op)
+		})
 		if err != nil {
 			err = fmt.Errorf("snapshot %s: %w", name, err)
 		}
@@ -294,9 +292,8 @@ func (g *guest) tellSnapshot() {
 	})
 }
 
-// saveMemory pauses the guest, which tellSnapshot resumes, and saves its memory.
-func (g *guest) saveMemory(ctx context.Context, tmp string, op *progress) error {
-	g.m.keepPicture(ctx, g.info.Load().Display, filepath.Join(tmp, pictureName))
+// saveMemory pauses the guest, which goesOn resumes, and saves it to dir.
+func (g *guest) saveMemory(ctx context.Context, dir string, op *progress) error {
 	st, err := g.status(ctx)
 	if err != nil {
 		return err
@@ -310,7 +307,7 @@ func (g *guest) saveMemory(ctx context.Context, tmp string, op *progress) error 
 			return err
 		}
 	}
-	return g.call(ctx, 0, "save", saveParams{Dir: filepath.Join(tmp, memoryName)}, nil, report(op))
+	return vmm.Save(ctx, g.control(), dir, func(p control.Progress) { op.set(int64(p.Done), int64(p.Total)) })
 }
 
 // makeSnapshot makes the snapshot of that name, all or nothing. memory adds what only a guest that runs has.
