@@ -21,6 +21,9 @@ import (
 type cli struct {
 	Manage manageCommands `embed:""`
 
+	Run        runCommand        `cmd:"" help:"Run a guest from an image, without lodged; nothing of it is kept."`
+	Doctor     doctorCommand     `cmd:"" help:"Say what this machine can do for guests, and what to do about what it lacks."`
+	Report     reportCommand     `cmd:"" help:"Write an archive for those who maintain Lodge: versions, states, definitions, logs; no secrets."`
 	Console    consoleCommand    `cmd:"" help:"Manage guests, by the keyboard alone."`
 	Completion completionCommand `cmd:"" help:"Print shell completion."`
 	Man        manCommand        `cmd:"" help:"Print the manual page."`

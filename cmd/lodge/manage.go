@@ -27,6 +27,7 @@ type manageCommands struct {
 	Resume  resumeCommand  `cmd:"" help:"Let paused guests run on."`
 	Save    saveCommand    `cmd:"" help:"Save guests with their memory, and end them: the next start goes on from there."`
 	Restore restoreCommand `cmd:"" help:"Put a snapshot of a guest back; without one, start the guest from its saved state."`
+	Switch  switchCommand  `cmd:"" help:"Give screen and keyboard to a guest."`
 	Define  defineCommand  `cmd:"" help:"Add a guest, or several, from files."`
 	Edit    editCommand    `cmd:"" help:"Change a guest's definition in the editor of VISUAL or EDITOR."`
 	Delete  deleteCommand  `cmd:"" help:"Remove guests with their saved states, snapshots and logs. Disks stay."`
@@ -158,6 +159,20 @@ type resumeCommand struct{ guestNames }
 // Run lets guests run on.
 func (c *resumeCommand) Run(ctx context.Context, m *manageCommands) error {
 	return c.each(ctx, m, func(c *client.Client, guest string) error { return c.Resume(ctx, guest) })
+}
+
+type switchCommand struct {
+	Guest string `arg:"" help:"Name of the guest."`
+}
+
+// Run has the seat show a guest.
+func (c *switchCommand) Run(ctx context.Context, m *manageCommands) error {
+	k, err := m.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	return k.Switch(ctx, c.Guest)
 }
 
 type restoreCommand struct {

@@ -11,7 +11,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 
@@ -21,6 +20,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
+	"github.com/lodgehv/lodge/internal/program"
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
@@ -118,17 +118,7 @@ func findVMM(path string) (string, error) {
 	if path != "" {
 		return filepath.Abs(path)
 	}
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), "lodge-vmm")
-		if st, err := os.Stat(beside); err == nil && st.Mode().IsRegular() {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath("lodge-vmm")
-	if err != nil {
-		return "", fmt.Errorf("%w: install it beside lodged, or name it with --vmm", err)
-	}
-	return filepath.Abs(path)
+	return program.Find("lodge-vmm")
 }
 
 // serve runs the manager until ctx ends.

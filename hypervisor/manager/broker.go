@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/control"
+	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
 	"github.com/lodgehv/lodge/hypervisor/manager/vmm"
 	"github.com/lodgehv/lodge/internal/broker"
@@ -24,7 +25,7 @@ func (g *guest) serveBroker(ctx context.Context, c *net.UnixConn, def *store.Gue
 		case <-time.After(brokerPause):
 		case <-ctx.Done():
 		}
-		return connect(def, r)
+		return connect(&def.Definition, r)
 	})
 	if err != nil {
 		g.log.Error("its VMM does not ask as VMMs do, and gets no more connections", "err", err)
@@ -32,7 +33,7 @@ func (g *guest) serveBroker(ctx context.Context, c *net.UnixConn, def *store.Gue
 }
 
 // connect makes the connection that a guest asks for, to what its definition names and to nothing else.
-func connect(def *store.Guest, r broker.Request) (*os.File, error) {
+func connect(def *definition.Definition, r broker.Request) (*os.File, error) {
 	switch r.What {
 	case broker.Vsock:
 		if def.Vsock != nil {

@@ -11,7 +11,6 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
-	"github.com/lodgehv/lodge/hypervisor/manager/store"
 	"github.com/lodgehv/lodge/internal/broker"
 )
 
@@ -60,11 +59,11 @@ func TestConnect(t *testing.T) {
 		}
 		defer l.Close()
 	}
-	def := &store.Guest{Definition: definition.Definition{
+	def := &definition.Definition{
 		Vsock: &definition.Vsock{CID: 3, Path: filepath.Join(dir, "vsock")},
 		NICs:  []definition.NIC{{Name: "lan", Socket: filepath.Join(dir, "lan")}, {Name: "tap", Tap: "tap0"}},
 		Disks: []definition.Disk{{Name: "far", Socket: filepath.Join(dir, "daemon")}, {Name: "near", Path: filepath.Join(dir, "other")}},
-	}}
+	}
 	for r, ok := range map[broker.Request]bool{
 		{What: broker.Vsock, Port: 7}: true, {What: broker.Vsock, Port: 8}: false, {What: broker.NIC, Name: "lan"}: true,
 		{What: broker.NIC, Name: "tap"}: false, {What: broker.NIC, Name: "../other"}: false, {What: broker.Disk, Name: "far"}: true,
@@ -78,7 +77,7 @@ func TestConnect(t *testing.T) {
 			f.Close()
 		}
 	}
-	if _, err := connect(&store.Guest{}, broker.Request{What: broker.Vsock, Port: 7}); err == nil {
+	if _, err := connect(&definition.Definition{}, broker.Request{What: broker.Vsock, Port: 7}); err == nil {
 		t.Error("a guest without vsock connects to the host")
 	}
 }
