@@ -37,7 +37,7 @@ import (
 // What guests cause to be logged: some lines at once, and then one every so often.
 const (
 	logBurst = 50
-	logEvery = 5 * time.Second
+	logEvery = 30 * time.Second
 )
 
 const usage = `Usage: lodge-net

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,18 +19,22 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/bridge"
 	"github.com/lodgehv/lodge/internal/program"
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
-              [--bus BUS] [--seat SOCKET]
+              [--net FILE] [--bus BUS] [--seat SOCKET] [--cell off]
 
-Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
+Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a network CONFIG-DIR/networks/NAME.toml.
 
   --config-dir DIR   definitions (/etc/lodge)
   --state-dir DIR    saved guests, snapshots, logs, earlier definitions (/var/lib/lodge)
   --run-dir DIR      sockets of guests that run (/run/lodge)
+  --cell off         start VMMs without cells around them, to find out whether a fault is the cell's (on)
   --vmm FILE         the program that runs a guest (lodge-vmm beside this one, or on the PATH)
+  --net FILE         the program that carries a network of guests (lodge-net beside this one, or on the PATH)
   --bus BUS          where org.lodgehv.Lodge1 is offered: system, where polkit decides who may do what; session or the address of
                      a bus, for this user only; or none (system)
   --seat SOCKET      the control socket of lodge-seat, to switch between guests
@@ -37,7 +42,10 @@ Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
 SIGHUP reads the definitions anew. SIGTERM ends lodged and leaves the guests running: the next lodged finds them.
 `
 
+const defaultStateDir = "/var/lib/lodge"
+
 func main() {
+	cell.RunInit(os.Args)
 	manager.RunGate()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -60,11 +68,13 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs.SetOutput(io.Discard)
 	var cfg manager.Config
 	fs.StringVar(&cfg.ConfigDir, "config-dir", "/etc/lodge", "")
-	fs.StringVar(&cfg.StateDir, "state-dir", "/var/lib/lodge", "")
+	fs.StringVar(&cfg.StateDir, "state-dir", defaultStateDir, "")
 	fs.StringVar(&cfg.RunDir, "run-dir", "/run/lodge", "")
 	vmm := fs.String("vmm", "", "")
+	fs.StringVar(&cfg.LodgeNet, "net", "", "")
 	bus := fs.String("bus", "system", "")
 	seat := fs.String("seat", "", "")
+	cells := fs.String("cell", "on", "")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(out, usage)
@@ -73,25 +83,51 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if err == nil && fs.NArg() > 0 {
 		err = fmt.Errorf("%q is too much", fs.Arg(0))
 	}
+	if err == nil && *cells != "on" && *cells != "off" {
+		err = fmt.Errorf("--cell %s: on or off", *cells)
+	}
 	if err != nil {
 		fmt.Fprintf(errOut, "lodged: %v\n%s", err, usage)
 		return errUsage
 	}
-	if *vmm, err = findVMM(*vmm); err != nil {
+	if *vmm, err = find("lodge-vmm", *vmm); err != nil {
 		return err
 	}
 	cfg.Log = slog.New(slog.NewTextHandler(errOut, nil))
-	cfg.Launcher = &manager.Plain{VMM: *vmm}
+	if cfg.LodgeNet, err = find("lodge-net", cfg.LodgeNet); err != nil {
+		cfg.Log.Warn("guests have no networks", "err", err)
+	}
+	if *bus == "system" && os.Geteuid() == 0 { // there is one manager that changes the host
+		cfg.Bridge = &bridge.Host{State: filepath.Join(cfg.RunDir, "ip_forward")}
+	}
+	if *cells == "off" {
+		cfg.Log.Warn("VMMs are started without cells: a guest that takes its VMM over has this user's rights")
+		cfg.Launcher = &manager.Plain{VMM: *vmm}
+	} else {
+		cfg.Launcher = &manager.Cells{VMM: *vmm}
+		if cfg.Cgroups, err = cell.OpenParent(groupName(cfg.StateDir)); err != nil {
+			cfg.Log.Warn("guests have no control groups: [shares] do not hold", "err", err)
+			cfg.Cgroups = nil
+		}
+	}
 	cfg.Screen = screenshot
 	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)})
 }
 
-// findVMM returns the program that runs guests: path, unless that is "".
-func findVMM(path string) (string, error) {
+// groupName returns what the control group of the guests in a directory is called: those of another lodged have another.
+func groupName(stateDir string) string {
+	if stateDir == defaultStateDir {
+		return "lodge"
+	}
+	return fmt.Sprintf("lodge-%x", sha256.Sum256([]byte(stateDir)))[:14]
+}
+
+// find returns the program of that name: path, unless that is "".
+func find(name, path string) (string, error) {
 	if path != "" {
 		return filepath.Abs(path)
 	}
-	return program.Find("lodge-vmm")
+	return program.Find(name)
 }
 
 // serve runs the manager until ctx ends.

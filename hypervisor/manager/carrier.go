@@ -41,8 +41,7 @@ type netRecord struct {
 	Boot    string          `json:"boot"` // of the host
 	Network network.Network `json:"network"`
 	Guests  []network.Guest `json:"guests"`
-	UID     uint32          `json:"uid,omitempty"` // of its lodge-net, as the next two
-	PID     int             `json:"pid,omitempty"`
+	PID     int             `json:"pid,omitempty"` // of its lodge-net
 	Start   uint64          `json:"start,omitempty"`
 }
 
@@ -76,7 +75,6 @@ func (c *carrier) find() {
 	if rec.PID == 0 {
 		return
 	}
-	c.n.uids[rec.UID] = c.name
 	p, err := openProcess(rec.PID, rec.Start)
 	if err != nil {
 		if !errors.Is(err, procstat.ErrGone) {
@@ -128,13 +126,18 @@ func (c *carrier) attach(ctx context.Context, guest string, card *definition.NIC
 	if c.closed {
 		return ErrClosed
 	}
+	if fileSize(c.logFile()) > maxLog {
+		if err := os.Truncate(c.logFile(), 0); err != nil {
+			return err
+		}
+	}
 	if c.rec == nil {
 		def, err := c.n.store.Get(c.name)
 		if err != nil {
 			return err
 		}
 		if !def.Kind.Helper() && c.n.m.cfg.Bridge == nil {
-			return fmt.Errorf("kind %s is the host's kernel's: it needs a lodged that runs as root", def.Kind)
+			return fmt.Errorf("kind %s is the host's kernel's: it needs a lodged that runs as root on the system bus", def.Kind)
 		}
 		c.rec, c.note = &netRecord{Boot: c.n.m.boot, Network: *def}, ""
 	}

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/job"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 	"github.com/lodgehv/lodge/hypervisor/manager/network/bridge"
@@ -40,6 +41,7 @@ type Config struct {
 	Launcher Launcher
 	LodgeNet string       // the program lodge-net, which carries networks
 	Bridge   *bridge.Host // what has the host's kernel carry networks; nil: it carries none
+	Cgroups  *cell.Parent // what VMMs' control groups are made in; nil: they have none
 
 	// Screen returns what a guest shows, over the socket of its display. nil: there are no thumbnails.
 	Screen func(ctx context.Context, socket string) (image.Image, error)
@@ -73,6 +75,7 @@ type Manager struct {
 	wg     sync.WaitGroup
 
 	defining sync.Mutex // held while the set of definitions changes; before mu
+	naming   sync.Mutex // held while a user is chosen
 
 	poolsMu sync.Mutex
 	pools   map[string]*openPool

@@ -100,24 +100,33 @@ func (c *carrier) startHelper(ctx context.Context) error {
 	return c.execute(ctx, n.Kind != network.Isolated, files)
 }
 
+func (c *carrier) logFile() string { return filepath.Join(c.n.stateDir(c.name), "lodge-net.log") }
+
 // execute starts the program in a cell.
 func (c *carrier) execute(ctx context.Context, outside bool, files []cell.File) error {
+	if c.n.m.cfg.LodgeNet == "" {
+		return errors.New("there is no lodge-net: install it beside lodged, or name it with --net")
+	}
 	program, err := os.Open(c.n.m.cfg.LodgeNet)
 	if err != nil {
-		return fmt.Errorf("%w: install lodge-net beside lodged, or name it with --net", err)
+		return err
 	}
 	defer program.Close()
-	log, err := openLog(filepath.Join(c.n.logDir(), c.name+".log"))
+	if err := os.MkdirAll(c.n.stateDir(c.name), 0o700); err != nil {
+		return err
+	}
+	log, err := openLog(c.logFile())
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	if c.rec.UID == 0 {
-		c.rec.UID = c.n.freeUID(c.name)
+	uid, err := c.n.m.uid(c.n.stateDir(c.name))
+	if err != nil {
+		return err
 	}
 	var p *process
 	started, err := cell.Start(ctx, cell.Spec{
-		Program: program, Args: []string{"lodge-net"}, Files: files, Stderr: log, UID: c.rec.UID, HostNetwork: outside,
+		Program: program, Args: []string{"lodge-net"}, Files: files, Stderr: log, UID: uid, HostNetwork: outside,
 		Limits: cell.Limits{Files: helperFiles},
 		Record: func(pid int, lacks []cell.Lack) error {
 			var err error
@@ -182,7 +191,7 @@ func (c *carrier) ended(p *process, how string, err error) {
 	if how != "" {
 		text += ": " + how
 	}
-	if line := lastLine(filepath.Join(c.n.logDir(), c.name+".log"), h.began); strings.HasPrefix(line, "lodge-net: ") {
+	if line := lastLine(c.logFile(), h.began); strings.HasPrefix(line, "lodge-net: ") {
 		text += ": " + line
 	}
 	if time.Since(h.began) > steadyAfter {
@@ -378,16 +387,4 @@ func listenForward(ctx context.Context, f network.Forward) (_ *os.File, err erro
 	}
 	defer l.Close()
 	return l.(*net.TCPListener).File()
-}
-
-// freeUID returns a user for a network's lodge-net, which no other has: from the last one down, while guests' are counted up.
-func (n *networks) freeUID(name string) uint32 {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	uid := uint32(cell.LastUID)
-	for n.uids[uid] != "" && n.uids[uid] != name {
-		uid--
-	}
-	n.uids[uid] = name
-	return uid
 }

@@ -33,8 +33,7 @@ type networks struct {
 	mu     sync.Mutex
 	byName map[string]*carrier // also of networks that are down
 
-	uids  map[uint32]string // users of lodge-nets, by network
-	watch sync.Once         // of the host's resolvers
+	watch sync.Once // of the host's resolvers
 }
 
 // Network is a network as it was at one moment.
@@ -52,7 +51,7 @@ type Network struct {
 // openNetworks reads the definitions, and finds what the manager before has left.
 func (m *Manager) openNetworks() (err error) {
 	n := &m.networks
-	n.m, n.log, n.byName, n.uids = m, m.log, make(map[string]*carrier), make(map[uint32]string)
+	n.m, n.log, n.byName = m, m.log, make(map[string]*carrier)
 	if n.store, err = network.OpenStore(filepath.Join(m.cfg.ConfigDir, "networks")); err != nil {
 		return err
 	}
@@ -60,9 +59,6 @@ func (m *Manager) openNetworks() (err error) {
 		return err
 	}
 	if err := os.MkdirAll(n.runDir(""), 0o700); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(n.logDir(), 0o700); err != nil {
 		return err
 	}
 	dirs, err := os.ReadDir(n.runDir(""))
@@ -84,7 +80,9 @@ func (m *Manager) openNetworks() (err error) {
 func (n *networks) runDir(network string) string {
 	return filepath.Join(n.m.cfg.RunDir, "networks", network)
 }
-func (n *networks) logDir() string { return filepath.Join(n.m.cfg.StateDir, "networks") }
+func (n *networks) stateDir(network string) string {
+	return filepath.Join(n.m.cfg.StateDir, "networks", network)
+}
 
 // carrier returns what carries the network of that name, which may be down.
 func (n *networks) carrier(name string) *carrier {
@@ -295,7 +293,7 @@ func (m *Manager) DeleteNetwork(name string) error {
 	m.log.Info("network deleted", "network", name)
 	err := m.networks.carrier(name).redefine()
 	if name != network.Default {
-		err = errors.Join(err, m.networks.leases.Forget(name))
+		err = errors.Join(err, m.networks.leases.Forget(name), os.RemoveAll(m.networks.stateDir(name)))
 	}
 	m.refresh()
 	return err

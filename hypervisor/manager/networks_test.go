@@ -63,7 +63,7 @@ func netRig(t *testing.T, b *bridge.Host) *rig {
 			}
 		}
 		if t.Failed() {
-			for _, log := range glob(r.dir, "var/networks/*.log") {
+			for _, log := range glob(r.dir, "var/networks/*/*.log") {
 				b, _ := os.ReadFile(log)
 				t.Logf("%s:\n%s", log, b)
 			}
