@@ -326,9 +326,8 @@ func (c *Conn) TrySend(h *Header, body []byte) (sent bool, err error) {
 		return false, c.broken(err)
 	}
 	n := 0
-	ended := raw.Write(func(fd uintptr) bool {
+	ended := raw.Control(func(fd uintptr) { // not Write, which knows of the deadline of the message before
 		n, err = unix.SendmsgN(int(fd), c.head.buf, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		return true
 	})
 	switch {
 	case ended != nil:

@@ -548,6 +548,12 @@ func TestTrySend(t *testing.T) {
 		t.Errorf("while another sends: %v, %v", sent, err)
 	}
 	client.mu.Unlock()
+	if err := client.sock.SetWriteDeadline(time.Unix(1, 0)); err != nil { // that of a message long ago
+		t.Fatal(err)
+	}
+	if sent, err := client.TrySend(h, e.Bytes()); !sent || err != nil {
+		t.Errorf("after the deadline of the message before: %v, %v", sent, err)
+	}
 	client.Close()
 	for _, want := range []error{net.ErrClosed, ErrClosed} {
 		if sent, err := client.TrySend(h, e.Bytes()); sent || !errors.Is(err, want) {
