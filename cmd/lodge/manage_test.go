@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +23,14 @@ type noMachine struct{}
 // Launch implements manager.Launcher.
 func (noMachine) Launch(context.Context, manager.Launch, func(int) error) error {
 	return errors.New("no machine can be made here")
+}
+
+// onSeat is a seat on which only the guest work is.
+func onSeat(_ context.Context, guest string) error {
+	if guest != "work" {
+		return fmt.Errorf("guest %s is not running", guest)
+	}
+	return nil
 }
 
 // TestManage runs the scripts in testdata/manage, each with a manager on a bus of its own.
@@ -48,7 +57,7 @@ func TestManage(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			ready, end := make(chan struct{}, 1), make(chan error, 1)
 			go func() {
-				end <- api.Serve(ctx, api.Config{Bus: address, Manager: m, Auth: api.Owner{}, Version: "1.2.3"}, func() { ready <- struct{}{} })
+				end <- api.Serve(ctx, api.Config{Bus: address, Manager: m, Auth: api.Owner{}, Version: "1.2.3", Switch: onSeat}, func() { ready <- struct{}{} })
 			}()
 			e.Defer(func() { cancel(); <-end })
 			select {

@@ -224,10 +224,7 @@ type versionCommand struct {
 
 // Run prints versions.
 func (c *versionCommand) Run(ctx context.Context, m *manageCommands, out io.Writer) error {
-	own := "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		own = info.Main.Version
-	}
+	own := ownVersion()
 	manager := ""
 	k, err := m.dial(ctx)
 	if err == nil {
@@ -244,4 +241,11 @@ func (c *versionCommand) Run(ctx context.Context, m *manageCommands, out io.Writ
 	}
 	fmt.Fprintln(out, "lodged", manager)
 	return nil
+}
+
+func ownVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
 }

@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 
@@ -19,6 +18,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
+	"github.com/lodgehv/lodge/internal/program"
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
@@ -91,17 +91,7 @@ func findVMM(path string) (string, error) {
 	if path != "" {
 		return filepath.Abs(path)
 	}
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), "lodge-vmm")
-		if st, err := os.Stat(beside); err == nil && st.Mode().IsRegular() {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath("lodge-vmm")
-	if err != nil {
-		return "", fmt.Errorf("%w: install it beside lodged, or name it with --vmm", err)
-	}
-	return filepath.Abs(path)
+	return program.Find("lodge-vmm")
 }
 
 // serve runs the manager until ctx ends.

@@ -17,6 +17,7 @@ import (
 	"github.com/lodgehv/lodge/console/textui"
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/internal/program"
 	"github.com/lodgehv/lodge/internal/seatctl"
 )
 
@@ -242,17 +243,7 @@ func (g *Guests) vmm() (string, error) {
 	if g.cfg.VMM != "" {
 		return g.cfg.VMM, nil
 	}
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), "lodge-vmm")
-		if st, err := os.Stat(beside); err == nil && st.Mode().IsRegular() {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath("lodge-vmm")
-	if err != nil {
-		return "", errors.New("lodge-vmm is neither beside this program nor on the PATH: install it")
-	}
-	return path, nil
+	return program.Find("lodge-vmm")
 }
 
 // openLog opens a log to append to.

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/miekg/dns"
+
+	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/internal/program"
+)
+
+// runSubnet is that of the network of a guest without a manager. It is the guest's alone.
+var runSubnet = netip.MustParsePrefix("10.77.0.0/24")
+
+// network returns the program that carries the network of a guest's only card.
+func (r *oneRun) network(ctx context.Context, def *definition.Definition) (*exec.Cmd, error) {
+	helper, err := program.Find("lodge-net")
+	if err != nil {
+		return nil, err
+	}
+	c := usermode.Config{Network: network.Network{Name: "run", Kind: network.User, Subnet: runSubnet}, Resolvers: resolvers()}
+	g := network.Guest{Name: def.Name}
+	if g.MAC, err = network.ParseMAC(def.NICs[0].MAC); err != nil {
+		return nil, err
+	}
+	if g.Address, err = c.Network.Assign(g.MAC, nil); err != nil {
+		return nil, err
+	}
+	c.Guests = []network.Guest{g}
+	config, err := os.Create(r.path("net.json"))
+	if err != nil {
+		return nil, err
+	}
+	r.files = append(r.files, config)
+	if err := usermode.WriteConfig(config, c); err != nil {
+		return nil, err
+	}
+	if _, err := config.Seek(0, 0); err != nil {
+		return nil, err
+	}
+	// The shell, since LISTEN_PID is the number of a process that is not there yet (sd_listen_fds(3)).
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", `LISTEN_PID=$$ exec "$0"`, helper)
+	names := []string{"config"}
+	cmd.ExtraFiles = []*os.File{config}
+	for name, path := range map[string]string{"control": r.path("net.ctl"), "guest." + def.Name: def.NICs[0].Socket} {
+		f, err := listener(path)
+		if err != nil {
+			return nil, err
+		}
+		r.files = append(r.files, f)
+		names, cmd.ExtraFiles = append(names, name), append(cmd.ExtraFiles, f)
+	}
+	cmd.Env = []string{fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES=" + strings.Join(names, ":")}
+	cmd.Stderr = new(lastWords) // what it tells of guests' frames is not for the guest's terminal
+	return cmd, nil
+}
+
+// listener returns a Unix socket that listens at path.
+func listener(path string) (*os.File, error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false)
+	return l.File()
+}
+
+// resolvers are those of this machine.
+func resolvers() (list []netip.AddrPort) {
+	c, err := dns.ClientConfigFromFile("/etc/resolv.conf")
+	if err != nil {
+		return nil
+	}
+	for _, s := range c.Servers {
+		if a, err := netip.ParseAddr(s); err == nil {
+			list = append(list, netip.AddrPortFrom(a, 53))
+		}
+	}
+	return list
+}
