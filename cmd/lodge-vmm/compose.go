@@ -194,7 +194,8 @@ func (r *resources) remoteDisk(def *definition.Definition, k definition.Disk, lo
 // gone away by those that the broker gives.
 func (r *resources) handedDisk(name string) func(context.Context) (*net.UnixConn, error) {
 	return func(ctx context.Context) (*net.UnixConn, error) {
-		c, err := net.Conn(nil), error(nil)
+		var c net.Conn
+		var err error
 		if f, ok := r.handed.take("disk." + name); ok {
 			c, err = net.FileConn(f)
 			err = errors.Join(err, f.Close())
