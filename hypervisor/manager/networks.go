@@ -227,9 +227,9 @@ func (m *Manager) DefineNetwork(text []byte) (string, error) {
 		return "", err
 	}
 	m.log.Info("network defined", "network", def.Name)
-	m.networks.carrier(def.Name).redefine()
+	err = m.networks.carrier(def.Name).redefine()
 	m.refresh() // guests may have waited for it
-	return def.Name, nil
+	return def.Name, err
 }
 
 // EditNetwork replaces the definition of a network, if it is still the one that tag belongs to; "" replaces any. Rules and forwards
