@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
@@ -80,7 +81,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if *vmm, err = findVMM(*vmm); err != nil {
 		return err
 	}
-	cfg.Log = slog.New(slog.NewTextHandler(errOut, nil))
+	cfg.Log = newLog(errOut)
 	cfg.Launcher = &manager.Plain{VMM: *vmm}
 	cfg.Screen = screenshot
 	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)})
@@ -104,6 +105,11 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
 		return err
 	}
 	defer m.Close()
+	events := m.Subscribe()
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	defer events.Close()
+	telling.Go(func() { tell(ctx, events, cfg.Log) })
 	if err := m.Autostart(); err != nil {
 		cfg.Log.Error("autostart", "err", err)
 	}
