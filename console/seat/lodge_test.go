@@ -18,6 +18,7 @@ import (
 type fakeManager struct {
 	mu      sync.Mutex
 	done    []string
+	looks   int // how often it was asked for the guests
 	stuck   bool
 	changed chan struct{}
 }
@@ -31,6 +32,7 @@ func (m *fakeManager) Guests(ctx context.Context) ([]textui.Guest, error) {
 		m.mu.Lock()
 		return nil, ctx.Err()
 	}
+	m.looks++
 	return []textui.Guest{{Name: "Work", State: textui.Paused, CPU: 7, CPUs: 2}}, nil
 }
 
@@ -61,6 +63,20 @@ func (m *fakeManager) asked(t *testing.T, want ...string) {
 	})
 }
 
+// known waits until the console knows the guests: it does not ask again before it has taken the answer.
+func (m *fakeManager) known(t *testing.T) {
+	t.Helper()
+	eventually(t, "the console knows the guests", func() bool {
+		select {
+		case m.changed <- struct{}{}:
+		default:
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.looks > 1
+	})
+}
+
 // In Lodge's console keys are commands, which no guest sees; it goes where it is told to, and back.
 func TestConsole(t *testing.T) {
 	m := &fakeManager{changed: make(chan struct{}, 1)}
@@ -69,6 +85,7 @@ func TestConsole(t *testing.T) {
 	r.shows(red)
 	r.chord(hid.KeyEsc)
 	eventually(t, "Lodge has the focus", func() bool { return r.Focus() == ownName })
+	m.known(t)
 	r.typeKey(hid.KeyP) // the guest is paused, says the manager
 	m.asked(t, "resume Work")
 	r.typeKey(hid.KeyX)

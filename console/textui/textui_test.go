@@ -317,15 +317,15 @@ func TestHidden(t *testing.T) {
 		defer s.mu.Unlock()
 		return s.looks
 	}
-	last := -1
-	eventually(t, "no more looks", func() error {
-		if n := looks(); n != last {
-			last = n
-			time.Sleep(20 * time.Millisecond)
-			return fmt.Errorf("%d", n)
+	eventually(t, "no look is under way", func() error {
+		loading := make(chan bool, 1)
+		r.app.post(t.Context(), func() { loading <- r.app.loading })
+		if <-loading {
+			return errors.New("one is")
 		}
 		return nil
 	})
+	last := looks()
 	s.set(func() { s.guests[0].Name = "renamed" })
 	time.Sleep(20 * time.Millisecond)
 	if n := looks(); n != last {

@@ -459,7 +459,9 @@ func (m *Mouse) State(c *snap.Codec) {
 		for _, v := range []*int32{&d.x, &d.y, &d.wheel} {
 			u := uint32(*v)
 			c.U32(&u)
-			*v = clamp(int32(u), moveMax)
+			if *v = clamp(int32(u), moveMax); *v != int32(u) {
+				c.Fail("moves by %d", int32(u))
+			}
 		}
 		c.U8(&d.buttons)
 	}

@@ -160,7 +160,8 @@ func again(t testing.TB, from, to snap.Component) {
 	}
 }
 
-// refuses checks that no state that was cut is taken, and none that garbles a byte makes the device panic.
+// refuses checks that no state that was cut is taken, and that one with a garbled byte is refused, or saved again as the
+// same and makes no device panic.
 func refuses(t *testing.T, state []byte, fresh func() snap.Component, use func(snap.Component)) {
 	for n := range state {
 		if load(fresh(), state[:n]) == nil {
@@ -172,6 +173,9 @@ func refuses(t *testing.T, state []byte, fresh func() snap.Component, use func(s
 			b := bytes.Clone(state)
 			b[i] = v
 			if c := fresh(); load(c, b) == nil {
+				if !bytes.Equal(saved(t, c), b) {
+					t.Errorf("byte %d is %#x: saved again it is another state", i, v)
+				}
 				use(c)
 			}
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 )
 
@@ -293,6 +294,11 @@ func victim(dir string) {
 			_, err = m.Save(name)
 		case "snapshot":
 			_, err = m.Snapshot(name, "s")
+		case "import":
+			var f *os.File
+			if f, err = os.Open(filepath.Join(dir, "source.raw")); err == nil {
+				_, err = m.ImportGuest("default", name, Source{File: f}, pool.ImportOptions{})
+			}
 		case "pause":
 			err = m.Pause(context.Background(), name)
 		}

@@ -50,7 +50,7 @@ type guest struct {
 	cancel    context.CancelFunc // ends the task that is under way; nil if there is none
 	op        *progress          // of the job that gives the command which is being taken
 	answer    chan error         // of who gives a command that is answered soon
-	snapshot  string             // name of the one that is being made
+	order     order              // for the snapshot that is being made
 	unplugged bool
 	change    uint64 // the newest that the VMM has told of
 }

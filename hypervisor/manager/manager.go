@@ -32,12 +32,11 @@ import (
 
 // Config says where things are and who does what.
 type Config struct {
-	ConfigDir string // definitions: guests/NAME.toml
-	StateDir  string // what outlives a boot: guests/NAME and versions/NAME
+	ConfigDir string // definitions: guests/NAME.toml, pools/NAME.toml
+	StateDir  string // what outlives a boot: guests/NAME, versions/NAME, images
 	RunDir    string // sockets, which do not: guests/NAME
 
 	Launcher Launcher
-	Storage  Storage // nil is Files
 
 	// Screen returns what a guest shows, over the socket of its display. nil: there are no thumbnails.
 	Screen func(ctx context.Context, socket string) (image.Image, error)
@@ -70,6 +69,9 @@ type Manager struct {
 
 	defining sync.Mutex // held while the set of definitions changes; before mu
 
+	poolsMu sync.Mutex
+	pools   map[string]*openPool
+
 	mu     sync.Mutex
 	guests map[string]*guest
 	closed bool
@@ -84,10 +86,7 @@ func New(cfg Config) (_ *Manager, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Storage == nil {
-		cfg.Storage = Files{}
-	}
-	m := &Manager{cfg: cfg, log: cfg.Log, guests: make(map[string]*guest)}
+	m := &Manager{cfg: cfg, log: cfg.Log, guests: make(map[string]*guest), pools: make(map[string]*openPool)}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -110,8 +109,11 @@ func New(cfg Config) (_ *Manager, err error) {
 	if m.lock, err = lockDir(m.cfg.StateDir); err != nil {
 		return nil, err
 	}
+	if err := m.loadPools(); err != nil {
+		return nil, err
+	}
 	m.store, err = store.Open(store.Config{
-		Dir: filepath.Join(m.cfg.ConfigDir, "guests"), Versions: filepath.Join(m.cfg.StateDir, "versions"), Sockets: m.sockets,
+		Dir: filepath.Join(m.cfg.ConfigDir, "guests"), Versions: filepath.Join(m.cfg.StateDir, "versions"), Sockets: m.sockets, Images: m.imagePath,
 	})
 	if err != nil {
 		return nil, err
@@ -120,6 +122,7 @@ func New(cfg Config) (_ *Manager, err error) {
 		m.bus.send(Event{Kind: JobChanged, Name: s.Object, Job: &s})
 	}})
 	m.stats.m = m
+	m.finishMaking()
 	for name, fault := range m.store.Faults() {
 		m.log.Warn("definition cannot be used", "guest", name, "err", fault)
 	}
@@ -230,6 +233,7 @@ func (m *Manager) Close() {
 		g.end()
 	}
 	m.wg.Wait()
+	m.closePools()
 	if m.lock != nil {
 		m.lock.Close()
 	}
@@ -395,11 +399,11 @@ func (m *Manager) VersionText(name string, number int) ([]byte, error) {
 	return m.store.VersionText(name, number)
 }
 
-// Reload reads the definitions anew, which people may have edited by hand.
+// Reload reads the definitions of pools and guests anew, which people may have edited by hand.
 func (m *Manager) Reload() error {
 	m.defining.Lock()
 	defer m.defining.Unlock()
-	return m.reload()
+	return errors.Join(m.loadPools(), m.reload())
 }
 
 // reload is Reload with defining held.

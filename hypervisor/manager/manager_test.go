@@ -20,6 +20,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/manager/job"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
+	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
 )
 
@@ -681,7 +682,7 @@ func TestRevertInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Close()
-	if err := (Files{}).Copy(t.Context(), filepath.Join(r.dir, "var/guests/a/snapshots/s/root.raw"), disk+revertSuffix, func(int64, int64) {}); err != nil {
+	if err := pool.CopyFile(t.Context(), filepath.Join(r.dir, "var/guests/a/snapshots/s/root.raw"), disk+revertSuffix, pool.CopyOptions{}, func(int64, int64) {}); err != nil {
 		t.Fatal(err)
 	}
 	r.open() // no order was given yet: what was prepared goes

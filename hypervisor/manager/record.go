@@ -95,10 +95,11 @@ func writeFile(path string, v any) error {
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(tmp, path)
 	}
-	return errors.Join(err, syncDir(dir))
+	return errors.Join(err, syncPath(dir))
 }
 
-func syncDir(path string) error {
+// syncPath brings a file, or what a directory says of its files, to the disk.
+func syncPath(path string) error {
 	d, err := os.Open(path)
 	if err != nil {
 		return err

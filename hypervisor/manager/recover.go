@@ -61,7 +61,9 @@ func (g *guest) removeTemporary() {
 	}
 	if g.def != nil && g.busy == "" { // else those of disks are what a snapshot is put back from
 		for _, k := range g.def.Disks {
-			_ = os.Remove(k.Path + revertSuffix) // there is none, mostly
+			if k.Path != "" {
+				_ = os.Remove(k.Path + revertSuffix) // there is none, mostly
+			}
 		}
 	}
 }
@@ -114,6 +116,9 @@ func (g *guest) startedAs() *store.Guest {
 		return g.def
 	}
 	as := &store.Guest{Definition: *d}
+	for _, k := range d.Disks {
+		as.Disks = append(as.Disks, store.Disk{Disk: k})
+	}
 	if g.def != nil {
 		as.Ready = g.def.Ready
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
+	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 )
@@ -223,8 +224,13 @@ func (m *Manager) DeleteSnapshot(name, snapshot string) error {
 	return os.RemoveAll(filepath.Join(g.snapshotsDir(), tmpPrefix+"deleted-"+snapshot))
 }
 
+// snapshotDisk is the file of a snapshot that has a disk's content.
+func (g *guest) snapshotDisk(snapshot, disk string) string {
+	return filepath.Join(g.snapshotDir(snapshot), disk+".raw")
+}
+
 // written returns the disks that a guest writes to.
-func written(def *store.Guest) (list []definition.Disk) {
+func written(def *store.Guest) (list []store.Disk) {
 	for _, k := range def.Disks {
 		if !k.ReadOnly {
 			list = append(list, k)
@@ -235,8 +241,24 @@ func written(def *store.Guest) (list []definition.Disk) {
 
 // Snapshot makes a snapshot of a guest: of one that runs with its memory, during which it is paused.
 func (m *Manager) Snapshot(name, snapshot string) (job uint64, err error) {
-	if !definition.IsName(snapshot) {
-		return 0, fmt.Errorf("guest %s: snapshot %.80q: use up to 64 letters, digits, '-', '_' and '.'", name, snapshot)
+	return m.snapshot(name, order{snapshot, true})
+}
+
+// SnapshotDisks makes a snapshot without memory: a guest that runs is paused for as long as its disks are copied, which by
+// reflink takes milliseconds. To the guest they look as after a power cut.
+func (m *Manager) SnapshotDisks(name, snapshot string) (job uint64, err error) {
+	return m.snapshot(name, order{snapshot, false})
+}
+
+// order says what snapshot is to be made.
+type order struct {
+	name   string
+	memory bool
+}
+
+func (m *Manager) snapshot(name string, o order) (job uint64, err error) {
+	if !definition.IsName(o.name) {
+		return 0, fmt.Errorf("guest %s: snapshot %.80q: use up to 64 letters, digits, '-', '_' and '.'", name, o.name)
 	}
 	g, err := m.find(name)
 	if err != nil {
@@ -249,12 +271,12 @@ func (m *Manager) Snapshot(name, snapshot string) (job uint64, err error) {
 	if len(list) >= maxSnapshots {
 		return 0, fmt.Errorf("guest %s: %d snapshots: delete some", name, len(list))
 	}
-	if _, err := os.Stat(g.snapshotDir(snapshot)); err == nil {
-		return 0, fmt.Errorf("guest %s: %w: %s", name, ErrSnapshotExists, snapshot)
+	if _, err := os.Stat(g.snapshotDir(o.name)); err == nil {
+		return 0, fmt.Errorf("guest %s: %w: %s", name, ErrSnapshotExists, o.name)
 	}
 	if !g.info.Load().State.Alive() {
 		return g.whileOff("snapshot", "a snapshot of its disks is made", func(ctx context.Context, def *store.Guest, op *progress) error {
-			return g.makeSnapshot(ctx, def, snapshot, op, func(string) error { return nil })
+			return g.makeSnapshot(ctx, def, o.name, op, nil)
 		})
 	}
 	return m.operate(name, life.Snapshot, func(g *guest) error {
@@ -264,7 +286,7 @@ func (m *Manager) Snapshot(name, snapshot string) (job uint64, err error) {
 		case d == nil || g.def == nil || d.Disposable || g.def.Disposable:
 			return errors.New("it is disposable, or its definition is gone: it has no disks of its own")
 		}
-		g.snapshot = snapshot
+		g.order = o
 		return nil
 	}, func(ctx context.Context, g *guest) error {
 		p, err := g.awaitSaved(ctx)
@@ -277,25 +299,28 @@ func (m *Manager) Snapshot(name, snapshot string) (job uint64, err error) {
 
 // tellSnapshot makes the snapshot of a guest that runs.
 func (g *guest) tellSnapshot() {
-	op, def, name := g.op, g.running.def, g.snapshot
+	op, def, o := g.op, g.running.def, g.order
 	g.begin(func(ctx context.Context, number uint64) {
-		err := g.makeSnapshot(ctx, def, name, op, func(tmp string) error { return g.saveMemory(ctx, tmp, op) })
-		ctx, cancel := context.WithTimeout(g.m.ctx, commandLimit)
-		defer cancel()
-		var resume bool
-		g.do(func() { resume = g.task == number && g.rec.Resume })
-		if resume {
-			err = errors.Join(err, g.call(ctx, commandLimit, "resume", nil, nil, nil))
-		}
+		s := &still{g: g, number: number, op: op, memory: o.memory}
+		err := errors.Join(g.makeSnapshot(ctx, def, o.name, op, s), s.end())
 		if err != nil {
-			err = fmt.Errorf("snapshot %s: %w", name, err)
+			err = fmt.Errorf("snapshot %s: %w", o.name, err)
 		}
 		g.goesOn(number, err)
 	})
 }
 
-// saveMemory pauses the guest, which tellSnapshot resumes, and saves its memory.
-func (g *guest) saveMemory(ctx context.Context, tmp string, op *progress) error {
+// still keeps a guest that runs still while its disks are copied.
+type still struct {
+	g      *guest
+	number uint64 // of the task
+	op     *progress
+	memory bool
+}
+
+// begin pauses the guest, and saves its memory to the snapshot that is being made in tmp.
+func (s *still) begin(ctx context.Context, tmp string) error {
+	g := s.g
 	g.m.keepPicture(ctx, g.info.Load().Display, filepath.Join(tmp, pictureName))
 	st, err := g.status(ctx)
 	if err != nil {
@@ -310,25 +335,73 @@ func (g *guest) saveMemory(ctx context.Context, tmp string, op *progress) error 
 			return err
 		}
 	}
-	return g.call(ctx, 0, "save", saveParams{Dir: filepath.Join(tmp, memoryName)}, nil, report(op))
+	if !s.memory {
+		return nil
+	}
+	return g.call(ctx, 0, "save", saveParams{Dir: filepath.Join(tmp, memoryName)}, nil, report(s.op))
 }
 
-// makeSnapshot makes the snapshot of that name, all or nothing. memory adds what only a guest that runs has.
-func (g *guest) makeSnapshot(ctx context.Context, def *store.Guest, name string, op *progress, memory func(tmp string) error) (err error) {
+// end lets the guest run on, if it did.
+func (s *still) end() error {
+	g := s.g
+	resume := false
+	g.do(func() { resume = g.task == s.number && g.rec.Resume })
+	if !resume {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(g.m.ctx, commandLimit)
+	defer cancel()
+	err := g.call(ctx, commandLimit, "resume", nil, nil, nil)
+	if err == nil {
+		g.do(func() {
+			if g.task == s.number {
+				g.rec.Resume = false
+				g.save()
+			}
+		})
+	}
+	return err
+}
+
+// makeSnapshot makes the snapshot of that name, all or nothing. live, which is nil for a guest that is off, keeps it still
+// meanwhile; that is for as short as possible.
+func (g *guest) makeSnapshot(ctx context.Context, def *store.Guest, name string, op *progress, live *still) (err error) {
+	disks, err := g.copied(def, live != nil)
+	if err != nil {
+		return err
+	}
 	tmp := filepath.Join(g.snapshotsDir(), tmpPrefix+name)
 	if err := os.MkdirAll(tmp, 0o700); err != nil {
 		return err
 	}
 	defer os.RemoveAll(tmp) // it is gone if all is well
-	if err := memory(tmp); err != nil {
-		return err
+	if live != nil {
+		for _, k := range disks { // now, since a reflink waits for it
+			if err := syncPath(k.Path); err != nil {
+				return fmt.Errorf("disk %s: %w", k.Name, err)
+			}
+		}
+		if err := live.begin(ctx, tmp); err != nil {
+			return err
+		}
 	}
 	s := Snapshot{Name: name, Created: time.Now()}
-	for _, k := range written(def) {
-		if err := g.m.cfg.Storage.Copy(ctx, k.Path, filepath.Join(tmp, k.Name+".raw"), op.set); err != nil {
+	for _, k := range disks {
+		to := filepath.Join(tmp, k.Name+".raw")
+		if err := pool.CopyFile(ctx, k.Path, to, pool.CopyOptions{Paused: live != nil}, op.set); err != nil {
 			return fmt.Errorf("disk %s: %w", k.Name, err)
 		}
 		s.Disks = append(s.Disks, k.Name)
+	}
+	if live != nil {
+		if err := live.end(); err != nil {
+			return err
+		}
+	}
+	for _, k := range disks {
+		if err := syncPath(filepath.Join(tmp, k.Name+".raw")); err != nil {
+			return fmt.Errorf("disk %s: %w", k.Name, err)
+		}
 	}
 	if _, err := os.Stat(filepath.Join(tmp, memoryName, snap.StateName)); err == nil {
 		s.Memory = true
@@ -349,7 +422,25 @@ func (g *guest) makeSnapshot(ctx context.Context, def *store.Guest, name string,
 		return err
 	}
 	g.m.bus.send(Event{Kind: SavedChanged, Name: g.name})
-	return syncDir(g.snapshotsDir())
+	return syncPath(g.snapshotsDir())
+}
+
+// copied returns the disks that are part of a snapshot: those that the guest writes to. Of one that runs they are where its VMM
+// has opened them.
+func (g *guest) copied(def *store.Guest, runs bool) ([]store.Disk, error) {
+	if !runs {
+		var err error
+		if def, err = g.m.withImages(def); err != nil {
+			return nil, err
+		}
+	}
+	disks := written(def)
+	for i := range disks {
+		if err := isPlain(&disks[i]); err != nil {
+			return nil, err
+		}
+	}
+	return disks, nil
 }
 
 // diskUsage returns what the files in a directory take up, in bytes.
@@ -438,13 +529,23 @@ func (m *Manager) Restore(name, snapshot string, memory bool) (job uint64, err e
 				}
 			}
 		}()
+		if def, err = g.m.withImages(def); err != nil {
+			return err
+		}
 		for _, disk := range s.Disks {
-			i := slices.IndexFunc(def.Disks, func(k definition.Disk) bool { return k.Name == disk && !k.ReadOnly })
+			i := slices.IndexFunc(def.Disks, func(k store.Disk) bool { return k.Name == disk && !k.ReadOnly })
 			if i < 0 {
 				return fmt.Errorf("the guest has no disk %s to write to any more: edit its definition first", disk)
 			}
 			from := def.Disks[i].Path + revertSuffix
-			if err := g.m.cfg.Storage.Copy(ctx, filepath.Join(g.snapshotDir(snapshot), disk+".raw"), from, op.set); err != nil {
+			err := isPlain(&def.Disks[i])
+			if err == nil {
+				err = pool.CopyFile(ctx, g.snapshotDisk(snapshot, disk), from, pool.CopyOptions{}, op.set)
+			}
+			if err == nil {
+				err = syncPath(from)
+			}
+			if err != nil {
 				return fmt.Errorf("disk %s: %w", disk, err)
 			}
 			r.Disks[from] = def.Disks[i].Path
@@ -480,7 +581,7 @@ func (g *guest) carryOut(r revert) error {
 		if err := os.Rename(from, to); err != nil && !errors.Is(err, fs.ErrNotExist) { // done already
 			return err
 		}
-		if err := syncDir(filepath.Dir(to)); err != nil {
+		if err := syncPath(filepath.Dir(to)); err != nil {
 			return err
 		}
 	}
@@ -502,7 +603,7 @@ func (g *guest) carryOut(r revert) error {
 			return err
 		}
 	}
-	return errors.Join(os.Remove(g.revertFile()), syncDir(g.dir()))
+	return errors.Join(os.Remove(g.revertFile()), syncPath(g.dir()))
 }
 
 // overlays makes the copies of disks that a disposable guest writes to, and returns its disks with them.
@@ -513,13 +614,13 @@ func (g *guest) overlays(ctx context.Context, def *store.Guest) ([]definition.Di
 	if err := os.MkdirAll(g.overlayDir(), 0o700); err != nil {
 		return nil, err
 	}
-	disks := slices.Clone(def.Disks)
+	disks := slices.Clone(def.Definition.Disks)
 	for i, k := range disks {
 		if k.ReadOnly {
 			continue
 		}
 		to := filepath.Join(g.overlayDir(), k.Name+".raw")
-		if err := g.m.cfg.Storage.Copy(ctx, k.Path, to, func(done, total int64) {}); err != nil {
+		if err := pool.CopyFile(ctx, k.Path, to, pool.CopyOptions{}, func(done, total int64) {}); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", k.Name, err)
 		}
 		disks[i].Path = to

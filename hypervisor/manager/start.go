@@ -125,12 +125,15 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 			return err
 		}
 	}
+	def, err := g.m.withImages(def)
+	if err != nil {
+		return err
+	}
 	if err := def.CheckHost(g.name + ".toml"); err != nil {
 		return err
 	}
 	vmm := def.Definition
 	if def.Disposable {
-		var err error
 		if vmm.Disks, err = g.overlays(ctx, def); err != nil {
 			return err
 		}

@@ -429,7 +429,7 @@ func (f *Function) State(c *snap.Codec) {
 	c.Fixed(cfg[:])
 	c.Bool(&f.asserted)
 	if f.msix != nil {
-		f.msix.state(c)
+		f.msix.state(c, &cfg)
 	}
 	if !c.Loading() || c.Err() != nil {
 		return

@@ -424,11 +424,19 @@ func TestState(t *testing.T) {
 	}
 	b.wantMapped("restored", a.mapped()...)
 
+	vector0, capMSIX := ConfigSize+1+8, int(a.f.cfg[CapPointer])
 	for name, tc := range map[string]struct {
 		setup func(*Function) error
 		spoil func([]byte) []byte
 		want  string
 	}{
+		"vector's control": {msix, func(b []byte) []byte { b[vector0+12] = 2; return b }, "interrupt vector 0 has reserved bits"},
+		"pending, unmasked": {msix, func(b []byte) []byte {
+			b[Command] |= CommandMaster
+			b[capMSIX+2+msixControlHigh] |= msixEnable
+			b[vector0+12], b[len(b)-3] = 0, 1
+			return b
+		}, "interrupt vector 0 is pending and not masked"},
 		"another device":    {msix, func(b []byte) []byte { b[DeviceID]++; return b }, "configuration byte 0x2 is 0x79"},
 		"interrupt status":  {msix, func(b []byte) []byte { b[Status] ^= statusInterrupt; return b }, "the interrupt status is not the pin's"},
 		"without a list":    {msix, func(b []byte) []byte { b[Status] ^= statusCapList; return b }, "configuration byte 0x6"},

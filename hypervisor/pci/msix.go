@@ -127,16 +127,21 @@ func (m *MSIX) configWritten() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	enabled, masked := m.enabled, m.masked
-	if m.readControl(); enabled != m.enabled || masked != m.masked {
+	if m.readControl(&m.f.cfg); enabled != m.enabled || masked != m.masked {
 		m.updateAll()
 	}
 }
 
-// readControl takes enabled and masked from configuration space. A message is a write to memory: a function that is not to
-// be bus master sends none, and it waits like one that is masked.
-func (m *MSIX) readControl() {
-	v := m.f.cfg[m.cap+2+msixControlHigh]
-	m.enabled, m.masked = v&msixEnable != 0, v&msixFunctionMask != 0 || m.f.cfg[Command]&CommandMaster == 0
+// readControl takes enabled and masked from a configuration space. A message is a write to memory: a function that is not
+// to be bus master sends none, and it waits like one that is masked.
+func (m *MSIX) readControl(cfg *[ConfigSize]byte) {
+	v := cfg[m.cap+2+msixControlHigh]
+	m.enabled, m.masked = v&msixEnable != 0, v&msixFunctionMask != 0 || cfg[Command]&CommandMaster == 0
+}
+
+// waits reports whether vector i, when it is triggered, stays pending.
+func (m *MSIX) waits(i int) bool {
+	return !m.enabled || m.masked || m.table[i*msixEntrySize+12]&msixEntryMasked != 0
 }
 
 func (m *MSIX) updateAll() {
@@ -151,17 +156,26 @@ func (m *MSIX) update(i int) {
 	}
 	e := m.table[i*msixEntrySize:]
 	msg := irq.MSI{Addr: binary.LittleEndian.Uint64(e), Data: binary.LittleEndian.Uint32(e[8:])}
-	_ = m.vectors.Update(i, msg, !m.enabled || m.masked || e[12]&msixEntryMasked != 0)
+	_ = m.vectors.Update(i, msg, m.waits(i))
 }
 
-func (m *MSIX) state(c *snap.Codec) {
+// state carries the table and the pending bits. cfg is the configuration space that is saved with them.
+func (m *MSIX) state(c *snap.Codec, cfg *[ConfigSize]byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c.Match("number of interrupt vectors", uint64(m.n))
 	c.Fixed(m.table)
+	m.readControl(cfg)
 	for i := range m.n {
-		pending := m.vectors != nil && m.vectors.Pending(i)
+		if v := binary.LittleEndian.Uint32(m.table[i*msixEntrySize+12:]); v&^msixEntryMasked != 0 {
+			c.Fail("interrupt vector %d has reserved bits: %#x", i, v)
+		}
+		waits := m.waits(i)
+		pending := waits && m.vectors != nil && m.vectors.Pending(i)
 		c.Bool(&pending)
+		if pending && !waits {
+			c.Fail("interrupt vector %d is pending and not masked", i)
+		}
 		if c.Loading() && pending && m.vectors != nil {
 			_ = m.vectors.Trigger(i) // every vector is masked still: it stays pending
 		}
@@ -172,10 +186,6 @@ func (m *MSIX) state(c *snap.Codec) {
 func (m *MSIX) restored() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.readControl()
-	for i := range m.n {
-		m.clearReserved(i)
-	}
 	m.updateAll()
 }
 

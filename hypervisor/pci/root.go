@@ -174,5 +174,8 @@ func (r *Root) Resume() error { return nil }
 func (r *Root) State(c *snap.Codec) {
 	v := r.address.Load()
 	c.U32(&v)
+	if v&^addressWritable != 0 {
+		c.Fail("CONFIG_ADDRESS is %#x", v)
+	}
 	r.address.Store(v & addressWritable)
 }

@@ -229,6 +229,10 @@ func TestRootState(t *testing.T) {
 	if dec.Done(); dec.Err() != nil || b.Root.address.Load() != 0x80004210 {
 		t.Errorf("restored %#x, %v", b.Root.address.Load(), dec.Err())
 	}
+	dec = snap.NewDecoder([]byte{1, 0x42, 0, 0x80}, 1)
+	if b.State(dec); dec.Err() == nil {
+		t.Error("took a CONFIG_ADDRESS with bits that do not exist")
+	}
 }
 
 func TestPlace(t *testing.T) {

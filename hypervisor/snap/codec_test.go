@@ -89,6 +89,7 @@ func TestCodecRefuses(t *testing.T) {
 		"length beyond data":       func() *Codec { c := NewDecoder([]byte{9, 0, 0, 0}, 1); c.Bytes(new([]byte), 10); return c },
 		"truth value 2":            func() *Codec { c := NewDecoder([]byte{2}, 1); c.Bool(new(bool)); return c },
 		"other number":             func() *Codec { c := NewDecoder(make([]byte, 8), 1); c.Match("number of queues", 3); return c },
+		"part of version 0":        func() *Codec { c := NewDecoder(make([]byte, 2), 1); c.Part("", 1, func(*Codec) {}); return c },
 		"bytes left":               func() *Codec { c := NewDecoder([]byte{2}, 1); c.Done(); return c },
 		"the first error persists": func() *Codec { c := NewDecoder([]byte{1, 2}, 1); c.U32(new(uint32)); c.U8(new(uint8)); return c },
 	} {

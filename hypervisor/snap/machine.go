@@ -34,8 +34,8 @@ func SaveAll(components []Component, extra ...Section) ([]Section, error) {
 
 // LoadAll gives every component its state from f, in the order of components. extra are the ids of the sections that the
 // caller reads itself; they must be there. Before the first component changes, all is checked that can be: that f has a
-// section for every component and extra, that it has no other, and that no version is newer than the component's
-// (ErrNewer; otherwise ErrMismatch). An error from then on leaves a machine that must be thrown away.
+// section for every component and extra, that it has no other (ErrMismatch), and that no version is 0 (ErrDamaged) or newer
+// than the component's (ErrNewer). An error from then on leaves a machine that must be thrown away.
 func LoadAll(f *File, components []Component, extra ...string) error {
 	sections := make(map[string]Section, len(f.Sections))
 	for _, s := range f.Sections {
@@ -59,7 +59,11 @@ func LoadAll(f *File, components []Component, extra ...string) error {
 		if err := want(c.SnapID()); err != nil {
 			return err
 		}
-		if v := sections[c.SnapID()].Version; v > c.SnapVersion() {
+		v := sections[c.SnapID()].Version
+		if v == 0 {
+			return fmt.Errorf("restore %s: its state has version 0: %w", c.SnapID(), ErrDamaged)
+		}
+		if v > c.SnapVersion() {
 			return fmt.Errorf("restore %s: its state has version %d, at most %d is known: %w", c.SnapID(), v, c.SnapVersion(), ErrNewer)
 		}
 	}

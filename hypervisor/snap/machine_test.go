@@ -101,6 +101,7 @@ func TestLoadAllRefuses(t *testing.T) {
 		{name: "component unknown", change: func(f *File, a, b, c *part) { f.Sections = append(f.Sections, Section{ID: "gpu"}) }, err: ErrMismatch, says: "gpu"},
 		{name: "extra missing", extra: []string{"vcpu.0", "vcpu.1"}, err: ErrMismatch, says: "vcpu.1"},
 		{name: "extra unknown", extra: []string{}, err: ErrMismatch, says: "vcpu.0"},
+		{name: "version 0", change: func(f *File, a, b, c *part) { f.Sections[2].Version = 0 }, err: ErrDamaged, says: "restore c"},
 		{name: "newer", change: func(f *File, a, b, c *part) { c.version = 2 }, err: ErrNewer, says: "restore c"},
 		{name: "section twice", change: func(f *File, a, b, c *part) { f.Sections = append(f.Sections, f.Sections[0]) }, err: ErrDamaged, says: `"a"`},
 		{name: "component twice", change: func(f *File, a, b, c *part) { b.id = "a" }, says: "restore a"},

@@ -5,6 +5,9 @@ package snap
 func (c *Codec) Part(name string, version uint16, state func(*Codec)) {
 	v := version
 	c.U16(&v)
+	if v == 0 {
+		c.Fail("%s: state version 0", name)
+	}
 	if v > version {
 		c.Fail("%s: state version %d is newer than this program's %d", name, v, version)
 	}

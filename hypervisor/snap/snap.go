@@ -13,8 +13,8 @@ import "fmt"
 type Component interface {
 	// SnapID names the component within its machine, such as "blk.root".
 	SnapID() string
-	// SnapVersion is the version of the state that this code writes. It reads this version and all before it, which
-	// Codec.Version tells apart.
+	// SnapVersion is the version of the state that this code writes, at least 1. It reads this version and all before it,
+	// which Codec.Version tells apart.
 	SnapVersion() uint16
 	// Pause stops the component's workers and returns when they have stopped: it then neither touches guest memory nor
 	// interrupts. Pausing twice is an error of the caller.

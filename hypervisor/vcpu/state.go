@@ -1,6 +1,7 @@
 package vcpu
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -97,16 +98,24 @@ func (s *state) fields(c *snap.Codec) {
 // fixed carries a structure whose fields all have a fixed size, as they stand, reserved ones as zero.
 func fixed[T any](c *snap.Codec, v *T) {
 	b := make([]byte, binary.Size(v))
-	if !c.Loading() {
+	encode := func(b []byte) {
 		if _, err := binary.Encode(b, binary.LittleEndian, v); err != nil {
 			c.Fail("encode %T: %w", v, err)
 		}
 	}
+	if !c.Loading() {
+		encode(b)
+	}
 	c.Fixed(b)
-	if c.Loading() && c.Err() == nil {
-		if _, err := binary.Decode(b, binary.LittleEndian, v); err != nil {
-			c.Fail("decode %T: %w", v, err)
-		}
+	if !c.Loading() || c.Err() != nil {
+		return
+	}
+	if _, err := binary.Decode(b, binary.LittleEndian, v); err != nil {
+		c.Fail("decode %T: %w", v, err)
+	}
+	known := make([]byte, len(b))
+	if encode(known); !bytes.Equal(known, b) {
+		c.Fail("reserved fields of %T are not zero", *v)
 	}
 }
 

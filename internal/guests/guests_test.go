@@ -35,6 +35,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// toldSuffix is what the name of a file has after that of a saved state whose progress was told.
+const toldSuffix = ".told"
+
 // fakeMachine is lodge-vmm as seen by who starts and commands it: "run [--restore DIR] FILE".
 func fakeMachine(args []string) error {
 	fmt.Fprintln(os.Stderr, "started:", strings.Join(args[:len(args)-1], " "))
@@ -85,7 +88,7 @@ func fakeMachine(args []string) error {
 				"balloon": map[string]any{"actual": 4 << 20}}, nil
 		},
 		"pause": set("paused"), "resume": set("running"), "power-button": stop, "quit": stop,
-		"save": func(_ context.Context, c *control.Call) (any, error) {
+		"save": func(ctx context.Context, c *control.Call) (any, error) {
 			var p struct {
 				Dir  string
 				Stop bool
@@ -94,7 +97,9 @@ func fakeMachine(args []string) error {
 				return nil, fmt.Errorf("%+v, %w", p, err)
 			}
 			c.Progress(1, 2)
-			time.Sleep(20 * time.Millisecond) // for the progress to be told
+			for _, err := os.Stat(p.Dir + toldSuffix); err != nil && ctx.Err() == nil; _, err = os.Stat(p.Dir + toldSuffix) {
+				time.Sleep(time.Millisecond) // an answer overtakes progress that waits
+			}
 			if err := os.Mkdir(p.Dir, 0o700); err != nil {
 				return nil, err
 			}
@@ -192,7 +197,12 @@ func TestLife(t *testing.T) {
 		t.Error("the saved state of a running guest was discarded")
 	}
 	var told []textui.Progress
-	if err := g.Do(t.Context(), "x", textui.Save, func(p textui.Progress) { told = append(told, p) }); err != nil {
+	if err := g.Do(t.Context(), "x", textui.Save, func(p textui.Progress) {
+		told = append(told, p)
+		if err := os.WriteFile(filepath.Join(dir, "x.saved"+toldSuffix), nil, 0o600); err != nil {
+			t.Error(err)
+		}
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]textui.Progress{{Done: 1, Total: 2}}, told); diff != "" {

@@ -167,7 +167,7 @@ func TestStateIsSmall(t *testing.T) {
 	}
 }
 
-// A state that was damaged is refused or taken, but nothing breaks. One whose memory is another is refused at the start.
+// A state that was damaged is refused, or taken and saved again as it is, and nothing breaks. One whose memory is another is refused at the start.
 func TestDamagedState(t *testing.T) {
 	c, _ := desktop(t)
 	c.Stop()
@@ -178,6 +178,9 @@ func TestDamagedState(t *testing.T) {
 		err := load(d, b)
 		check(t, d)
 		if err == nil {
+			if !bytes.Equal(save(t, d), b) {
+				t.Error("another state after a restore")
+			}
 			r := virtiotest.New(t, &virtiotest.Func{Sizes: d.QueueSizes()}, 0)
 			if d.Start(r.Env) == nil {
 				check(t, d)

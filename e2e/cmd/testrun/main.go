@@ -110,7 +110,9 @@ func (o *options) jobs(stage string, pkgs []testPackage) []job {
 		case stage == "fuzz":
 			for _, f := range p.fuzz {
 				if o.only.MatchString(short(p.path) + "." + f) {
-					jobs = append(jobs, job{[]string{"-run=^$", "-fuzz=^" + f + "$", "-fuzztime=" + o.fuzzTime.String(), "-parallel=1", p.path}})
+					// One try at a smaller input: otherwise go spends up to a minute on each that is interesting, most of fuzzTime.
+					jobs = append(jobs, job{[]string{"-run=^$", "-fuzz=^" + f + "$", "-fuzztime=" + o.fuzzTime.String(),
+						"-fuzzminimizetime=1x", "-parallel=1", p.path}})
 				}
 			}
 		case p.notebook == (stage == "e2e") && o.only.MatchString(short(p.path)):

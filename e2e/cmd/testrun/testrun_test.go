@@ -269,7 +269,8 @@ func TestPackages(t *testing.T) {
 	}
 
 	o := options{fuzzTime: time.Second, only: regexp.MustCompile("a.Fuzz")}
-	if jobs := o.jobs("fuzz", pkgs); len(jobs) != 1 || !slices.Contains(jobs[0].args, "-fuzz=^FuzzOne$") || !slices.Contains(jobs[0].args, "-fuzztime=1s") {
+	if jobs := o.jobs("fuzz", pkgs); len(jobs) != 1 || !slices.Contains(jobs[0].args, "-fuzz=^FuzzOne$") || !slices.Contains(jobs[0].args, "-fuzztime=1s") ||
+		!slices.Contains(jobs[0].args, "-fuzzminimizetime=1x") {
 		t.Errorf("fuzz: %v", jobs)
 	}
 	o.only = regexp.MustCompile("")

@@ -61,9 +61,13 @@ func TestTypes(t *testing.T) {
 		t.Fatal(err)
 	}
 	within(t, 5*time.Second, "snapshot", func() bool { j, err := r.c.Job(ctx, job); return err == nil && j.State == "done" })
+	if err := r.m.CreateImage("default", "i", 1<<20); err != nil {
+		t.Fatal(err)
+	}
 	objects := map[string]dbus.ObjectPath{
 		client.ManagerInterface: client.ManagerPath, client.GuestInterface: client.GuestPath("one"),
 		client.SnapshotInterface: client.SnapshotPath("one", "s"), client.JobInterface: client.JobPath(job),
+		client.PoolInterface: client.PoolPath("default"), client.ImageInterface: client.ImagePath("default", "i"),
 	}
 	var reply atomic.Value // the types of the last one
 	conn, err := dbus.Connect(r.address, dbus.WithIncomingInterceptor(func(msg *dbus.Message) {
@@ -265,21 +269,29 @@ func TestLogs(t *testing.T) {
 	}
 	var got bytes.Buffer
 	big := strings.Repeat("0123456789abcde\n", 8<<10)
-	go func() {
-		for ctx.Err() == nil && !strings.Contains(r.log.String(), "FollowLog") {
-			time.Sleep(5 * time.Millisecond)
+	follows := make(chan struct{})
+	go func() { // nobody tells from when on the log is followed
+		for ctx.Err() == nil {
+			_, _ = f.WriteString("~")
+			select {
+			case <-follows:
+				_, _ = f.WriteString(big)
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
 		}
-		time.Sleep(100 * time.Millisecond)
-		_, _ = f.WriteString(big)
 	}()
 	err = r.c.FollowLog(ctx, "one", "serial", func(b []byte) error {
+		if got.Len() == 0 && len(b) > 0 {
+			close(follows)
+		}
 		got.Write(b)
-		if got.Len() >= len(big) {
+		if bytes.Count(got.Bytes(), []byte("\n")) >= 8<<10 {
 			return errStop
 		}
 		return nil
 	})
-	if !errors.Is(err, errStop) || got.String() != big {
+	if !errors.Is(err, errStop) || strings.TrimLeft(got.String(), "~") != big {
 		t.Errorf("%v, %d bytes", err, got.Len())
 	}
 	b, err := r.c.ReadLog(ctx, "one", "serial", 16)

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/godbus/dbus/v5"
@@ -34,8 +35,10 @@ type request struct {
 	path        dbus.ObjectPath
 	iface       string
 	args        []any
+	files       []*os.File // descriptors that came along; what is nil was taken
 }
 
+func (r *request) uint64(n int) uint64 { return r.args[n].(uint64) }
 func (r *request) str(n int) string    { return r.args[n].(string) }
 func (r *request) uint32(n int) uint32 { return r.args[n].(uint32) }
 func (r *request) bool(n int) bool     { return r.args[n].(bool) }
@@ -94,6 +97,14 @@ func (t target) ReturnValue(int) any { return nil }
 
 // invoke carries out a call.
 func (t target) invoke(sender string, msg *dbus.Message) ([]any, error) {
+	files := t.guard.take(callID{sender, msg.Serial()})
+	defer func() {
+		for _, f := range files {
+			if f != nil {
+				f.Close()
+			}
+		}
+	}()
 	ctx, cancel := context.WithTimeout(t.ctx, questionLimit+callLimit)
 	defer cancel()
 	uid, err := t.user(ctx, sender)
@@ -106,7 +117,7 @@ func (t target) invoke(sender string, msg *dbus.Message) ([]any, error) {
 	}
 	defer t.leave(uid)
 	r := &request{server: t.server, sender: sender, uid: uid, interactive: msg.Flags&allowInteractiveFlag != 0, path: t.path,
-		iface: t.ifaceName, args: msg.Body}
+		iface: t.ifaceName, args: msg.Body, files: files}
 	var known bool
 	r.object, known = client.ParsePath(t.path)
 	if t.ifaceName == introspectInterface && t.methName == "Introspect" {
@@ -125,7 +136,7 @@ func (t target) invoke(sender string, msg *dbus.Message) ([]any, error) {
 		return nil, err
 	}
 	switch {
-	case !known || r.object.Guest != "" && !definition.IsName(r.object.Guest):
+	case !known || r.object.Guest != "" && !definition.IsName(r.object.Guest) || r.object.Pool != "" && !definition.IsName(r.object.Pool):
 		return nil, standard(unknownObjectError, fmt.Sprintf("there is no object %.200s", t.path))
 	case m == nil:
 		return nil, standard(unknownMethodError, fmt.Sprintf("%.200s has no method %.200s.%.200s", t.path, t.ifaceName, t.methName))
@@ -148,6 +159,10 @@ func (r *request) kind() string {
 		return client.SnapshotInterface
 	case r.object.Guest != "":
 		return client.GuestInterface
+	case r.object.Image != "":
+		return client.ImageInterface
+	case r.object.Pool != "":
+		return client.PoolInterface
 	case r.object.Job != 0:
 		return client.JobInterface
 	}
@@ -317,6 +332,19 @@ func (r *request) children() (list []string) {
 		below(client.JobsPath)
 		for _, j := range r.Manager.Jobs().List() {
 			below(client.JobPath(j.ID))
+		}
+	}
+	if r.path == client.ManagerPath || r.path == client.PoolsPath {
+		below(client.PoolsPath)
+		for _, p := range r.Manager.Pools() {
+			below(client.PoolPath(p.Name))
+		}
+	}
+	if r.object.Pool != "" && r.object.Image == "" || strings.HasSuffix(string(r.path), "/images") {
+		o, _ := client.ParsePath(dbus.ObjectPath(strings.TrimSuffix(string(r.path), "/images")))
+		images, _ := r.Manager.Images(o.Pool) // of a pool that is not there there are none
+		for _, n := range images {
+			below(client.ImagePath(o.Pool, n.Name))
 		}
 	}
 	if r.path == client.GuestsPath {

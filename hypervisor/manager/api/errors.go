@@ -24,14 +24,8 @@ var (
 )
 
 // errorNames are the names of errors, behind client.ErrorPrefix. The first that fits counts.
-func errorNames() []struct {
-	err  error
-	name string
-} {
-	return []struct {
-		err  error
-		name string
-	}{
+func errorNames() []namedError {
+	return append(poolErrors(), []namedError{
 		{store.ErrName, "InvalidName"},
 		{store.ErrNotFound, "NotFound"}, {job.ErrNotFound, "NotFound"}, {manager.ErrNoSnapshot, "NotFound"},
 		{store.ErrExists, "Exists"}, {manager.ErrSnapshotExists, "Exists"},
@@ -46,7 +40,12 @@ func errorNames() []struct {
 		{errNoSeat, "NoSeat"},
 		{manager.ErrClosed, "Closing"}, {job.ErrClosed, "Closing"},
 		{context.DeadlineExceeded, "Timeout"},
-	}
+	}...)
+}
+
+type namedError struct {
+	err  error
+	name string
 }
 
 // maxErrorText bounds what people are told, in bytes.

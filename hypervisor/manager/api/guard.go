@@ -3,14 +3,17 @@ package api
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 )
 
 // Frames of a message, D-Bus specification, "Message Format".
@@ -25,17 +28,113 @@ const maxMessage = 2 << 20
 
 // guard is a connection to a bus that a hostile caller can neither break nor fill: of a message that is too large, or that the
 // D-Bus library could not decode, for which it would give up the connection, it delivers the header only. Whoever sent it is
-// then told that its arguments are wrong. Being no *net.UnixConn, it also takes no descriptors, which would pile up.
+// then told that its arguments are wrong. The library would leave open the descriptors that a caller sends along and nobody
+// takes: so it does not see them, and take gives them to who carries out the call.
 type guard struct {
 	net.Conn
 	framed atomic.Bool // the authentication is over: messages follow
 	frame  bytes.Reader
 	buf    []byte
+	fds    []int // that came with the message that is being read
+
+	mu   sync.Mutex
+	kept map[callID][]*os.File
+}
+
+// callID is what a call is known by.
+type callID struct {
+	sender string
+	serial uint32
+}
+
+const (
+	maxFiles = 4   // descriptors of a message
+	maxKept  = 256 // calls with descriptors that are not carried out yet
+	oobSpace = 256 // bytes for descriptors of one read; what does not fit in is closed by the kernel
+)
+
+// take returns the descriptors of a call, which are the caller's from then on.
+func (g *guard) take(id callID) []*os.File {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	files := g.kept[id]
+	delete(g.kept, id)
+	return files
+}
+
+// settle keeps the descriptors of a message that is a call of ours, and closes all others. The library answers calls of
+// org.freedesktop.DBus.Peer itself: nobody would take theirs.
+func (g *guard) settle(msg *dbus.Message) {
+	fds := g.fds
+	g.fds = nil
+	if len(fds) == 0 {
+		return
+	}
+	if msg != nil && msg.Type == dbus.TypeMethodCall && len(fds) <= maxFiles {
+		sender, _ := msg.Headers[dbus.FieldSender].Value().(string)
+		iface, _ := msg.Headers[dbus.FieldInterface].Value().(string)
+		id := callID{sender, msg.Serial()}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if iface != "org.freedesktop.DBus.Peer" && len(g.kept) < maxKept && g.kept[id] == nil {
+			if g.kept == nil {
+				g.kept = make(map[callID][]*os.File)
+			}
+			for _, fd := range fds {
+				g.kept[id] = append(g.kept[id], os.NewFile(uintptr(fd), "descriptor"))
+			}
+			return
+		}
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// wire is the connection as it is read, with the descriptors that come along.
+type wire struct{ g *guard }
+
+// Read implements io.Reader. The kernel ends a read behind bytes that descriptors belong to, so that those of the next message
+// do not come with this one.
+func (w wire) Read(b []byte) (int, error) {
+	c, ok := w.g.Conn.(*net.UnixConn)
+	if !ok {
+		return w.g.Conn.Read(b)
+	}
+	oob := make([]byte, oobSpace)
+	n, oobn, _, _, err := c.ReadMsgUnix(b, oob)
+	if oobn == 0 {
+		return n, err
+	}
+	messages, e := unix.ParseSocketControlMessage(oob[:oobn])
+	for i := range messages {
+		if fds, e := unix.ParseUnixRights(&messages[i]); e == nil {
+			w.g.fds = append(w.g.fds, fds...)
+		}
+	}
+	return n, errors.Join(err, e)
+}
+
+// negotiate tells the bus that descriptors may come; the library does not know of them. A bus that has none says so, and calls
+// that need some fail.
+func (g *guard) negotiate() error {
+	if _, err := io.WriteString(g.Conn, "NEGOTIATE_UNIX_FD\r\n"); err != nil {
+		return err
+	}
+	for b := make([]byte, 1); b[0] != '\n'; {
+		if _, err := io.ReadFull(g.Conn, b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Write implements io.Writer.
 func (g *guard) Write(b []byte) (int, error) {
 	if !g.framed.Load() && string(b) == "BEGIN\r\n" { // what is read from now on is the answer to what comes after it
+		if err := g.negotiate(); err != nil {
+			return 0, err
+		}
 		g.framed.Store(true)
 	}
 	return g.Conn.Write(b)
@@ -60,7 +159,8 @@ func (g *guard) next() error {
 		g.buf = nil // a large one is rare
 	}
 	g.buf = append(g.buf[:0], make([]byte, fixedHeader)...)
-	if _, err := io.ReadFull(g.Conn, g.buf); err != nil {
+	in := wire{g}
+	if _, err := io.ReadFull(in, g.buf); err != nil {
 		return err
 	}
 	var order binary.ByteOrder = binary.LittleEndian
@@ -74,17 +174,22 @@ func (g *guard) next() error {
 	fields = (fields + 7) &^ 7
 	head := fixedHeader + int(fields)
 	var err error
-	if g.buf, err = readMore(g.Conn, g.buf, int(fields)); err != nil {
+	if g.buf, err = readMore(in, g.buf, int(fields)); err != nil {
 		return err
 	}
 	if body <= maxMessage {
-		if g.buf, err = readMore(g.Conn, g.buf, int(body)); err != nil {
+		if g.buf, err = readMore(in, g.buf, int(body)); err != nil {
 			return err
 		}
-	} else if _, err := io.CopyN(io.Discard, g.Conn, int64(body)); err != nil {
+	} else if _, err := io.CopyN(io.Discard, in, int64(body)); err != nil {
 		return err
 	}
-	if body > maxMessage || !decodes(g.buf) {
+	var msg *dbus.Message // nil if the library can make no sense of it
+	if body <= maxMessage {
+		msg, _ = dbus.DecodeMessage(bytes.NewReader(g.buf))
+	}
+	g.settle(msg)
+	if msg == nil {
 		g.buf = g.buf[:head]
 		order.PutUint32(g.buf[4:], 0)
 		g.buf = cutSignature(g.buf, order)
@@ -98,12 +203,6 @@ func readMore(r io.Reader, b []byte, n int) ([]byte, error) {
 	b = append(b, make([]byte, n)...)
 	_, err := io.ReadFull(r, b[old:])
 	return b, err
-}
-
-// decodes reports whether the library can make sense of a message.
-func decodes(b []byte) bool {
-	_, err := dbus.DecodeMessage(bytes.NewReader(b))
-	return err == nil
 }
 
 // cutSignature removes the field that describes the body from a header. Fields that are not well-formed are left to the library
@@ -150,7 +249,7 @@ func cutSignature(head []byte, order binary.ByteOrder) []byte {
 }
 
 // dial connects to a bus: "system", "session", or an address as in DBUS_SESSION_BUS_ADDRESS.
-func dial(bus string, opts ...dbus.ConnOption) (*dbus.Conn, error) {
+func dial(bus string, opts ...dbus.ConnOption) (*dbus.Conn, *guard, error) {
 	address := bus
 	switch bus {
 	case "system":
@@ -159,18 +258,20 @@ func dial(bus string, opts ...dbus.ConnOption) (*dbus.Conn, error) {
 		}
 	case "session":
 		if address = os.Getenv("DBUS_SESSION_BUS_ADDRESS"); address == "" {
-			return nil, fmt.Errorf("no session bus: DBUS_SESSION_BUS_ADDRESS is not set")
+			return nil, nil, fmt.Errorf("no session bus: DBUS_SESSION_BUS_ADDRESS is not set")
 		}
 	}
 	path, err := socketOf(address)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c, err := net.Dial("unix", path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return dbus.NewConn(&guard{Conn: c}, opts...)
+	g := &guard{Conn: c}
+	conn, err := dbus.NewConn(g, opts...)
+	return conn, g, err
 }
 
 // socketOf returns the first Unix socket of a D-Bus address.

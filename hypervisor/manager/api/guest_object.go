@@ -32,6 +32,13 @@ func guestInterface() *iface {
 		methods: slices.Concat(guestLife(), guestDefinition(), guestSight(), []method{
 			{name: "Snapshot", action: Define, in: []arg{{"name", "s", 0}}, out: jobResult(), call: makeSnapshot,
 				doc: "Makes a snapshot of its disks, and of its memory if it runs: it is paused meanwhile."},
+			{name: "SnapshotDisks", action: Define, in: []arg{{"name", "s", 0}}, out: jobResult(), call: snapshotDisks,
+				doc: "The same without memory: it is paused for as long as its disks are copied, at once where the file system has reflinks."},
+			{name: "Clone", action: Define, in: []arg{{"name", "s", 0}, {"snapshot", "s", 0}}, out: jobResult(), call: cloneGuest,
+				doc: "Makes a guest of that name like it, which is off, or like it was at a snapshot: the disks that it writes to are copied to " +
+					"images, and UUID, MACs and vsock CID are others. It gets no slot and no memory. To cancel the job leaves nothing."},
+			{name: "Export", action: Define, in: []arg{{"file", "h", 0}}, out: jobResult(), call: exportGuest,
+				doc: "Writes it, which is off, with all its disks as an OVA to an empty file. After an error the file is empty."},
 			{name: "ListSnapshots", action: View, out: []arg{{"snapshots", listSignature, 0}}, call: listSnapshots,
 				doc: "Its snapshots, the oldest first."},
 		}),

@@ -61,7 +61,8 @@ func TestWrongTypes(t *testing.T) {
 	r.define("one")
 	conn := r.connect()
 	paths := map[string]dbus.ObjectPath{client.ManagerInterface: client.ManagerPath, client.GuestInterface: client.GuestPath("one"),
-		client.SnapshotInterface: client.SnapshotPath("one", "s"), client.JobInterface: client.JobPath(1)}
+		client.SnapshotInterface: client.SnapshotPath("one", "s"), client.PoolInterface: client.PoolPath("default"),
+		client.ImageInterface: client.ImagePath("default", "i"), client.JobInterface: client.JobPath(1)}
 	for _, i := range interfaces() {
 		for _, m := range i.methods {
 			for _, args := range [][]any{{int64(1)}, {"a", "b", "c"}, {[]string{"a"}}, {dbus.MakeVariant("a")}, {map[string]dbus.Variant{}}} {
@@ -257,6 +258,11 @@ func TestDescriptors(t *testing.T) {
 	before := count()
 	for range 200 {
 		fd := dbus.UnixFD(null.Fd())
+		_ = errorOf(conn, client.ManagerPath, "org.freedesktop.DBus.Peer.Ping", fd)
+		_ = errorOf(conn, "/nothing", "x.y.Z", fd, fd, fd, fd, fd)
+		if got := errorOf(conn, client.PoolPath("default"), client.PoolInterface+".ImportImage", "x", fd, "", ""); got != "InvalidArgs" {
+			t.Fatalf("a device is imported: %q", got)
+		}
 		if got := errorOf(conn, client.ManagerPath, client.ManagerInterface+".GetGuest", fd); got == "" {
 			t.Fatal("a descriptor is taken")
 		}

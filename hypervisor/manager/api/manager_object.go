@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"reflect"
+	"slices"
 
 	"github.com/godbus/dbus/v5"
 
@@ -28,8 +29,8 @@ const listSignature = "a(oa{sv})"
 func managerInterface() *iface {
 	return &iface{
 		name: client.ManagerInterface,
-		doc:  "All guests of a host, at " + string(client.ManagerPath) + ".",
-		methods: []method{
+		doc:  "All guests and pools of a host, at " + string(client.ManagerPath) + ".",
+		methods: slices.Concat([]method{
 			{name: "ListGuests", action: View, out: []arg{{"guests", rowSignature(), 0}},
 				doc:  "All guests by name: the path of each one's object, and its properties in the order in which they are described.",
 				call: listGuests},
@@ -39,7 +40,7 @@ func managerInterface() *iface {
 				doc: "Validates a definition as DefineGuest or SetDefinition would, and saves nothing.", call: checkDefinition},
 			{name: "DefineGuest", action: Define, in: []arg{{"definition", "s", maxText}}, out: []arg{{"guest", "o", 0}},
 				doc: "Adds a guest. The definition is the text of its file, lodge-guest(5).", call: defineGuest},
-			{name: "Reload", action: Define, doc: "Reads the definitions anew that people have edited by hand.", call: reload},
+			{name: "Reload", action: Define, doc: "Reads the definitions of pools and guests anew that people have edited by hand.", call: reload},
 			{name: "ListJobs", action: View, out: []arg{{"jobs", listSignature, 0}},
 				doc: "All jobs that run, and the newest of those that have ended, in the order in which they began.", call: listJobs},
 			{name: "StopAll", action: Host, out: []arg{{"job", "o", 0}},
@@ -49,10 +50,12 @@ func managerInterface() *iface {
 				doc:  "Has all signals sent to the caller from now on, until Unsubscribe, or as long as it is on the bus and may see guests.",
 				call: subscribe},
 			{name: "Unsubscribe", action: View, doc: "Ends what Subscribe and FollowLog began.", call: unsubscribe},
-		},
+		}, poolMethodsOfManager()),
 		signals: []signal{
 			{name: "GuestAdded", args: []arg{{"guest", "o", 0}, {"name", "s", 0}}, doc: "There is a new guest."},
 			{name: "GuestRemoved", args: []arg{{"guest", "o", 0}, {"name", "s", 0}}, doc: "A guest is gone."},
+			{name: "PoolAdded", args: []arg{{"pool", "o", 0}, {"name", "s", 0}}, doc: "There is a new pool."},
+			{name: "PoolRemoved", args: []arg{{"pool", "o", 0}, {"name", "s", 0}}, doc: "A pool is gone, its directory is not."},
 			{name: "JobAdded", args: []arg{{"job", "o", 0}, {"kind", "s", 0}, {"object", "s", 0}}, doc: "A job has begun."},
 			{name: "Resync", doc: "Signals were lost, as there were too many: look at everything again."},
 			{name: "Unsubscribed", args: []arg{{"reason", "s", 0}},

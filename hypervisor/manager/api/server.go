@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
 	"github.com/lodgehv/lodge/hypervisor/manager/job"
+	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
 	"github.com/lodgehv/lodge/internal/ratelog"
 )
@@ -48,6 +50,23 @@ type Manager interface {
 	DeleteSnapshot(name, snapshot string) error
 	Restore(name, snapshot string, memory bool) (job uint64, err error)
 	SnapshotPicture(name, snapshot string) ([]byte, error)
+	SnapshotDisks(name, snapshot string) (job uint64, err error)
+	CloneGuest(name, clone, snapshot string) (job uint64, err error)
+	ExportGuest(name string, dst *os.File) (job uint64, err error)
+	ImportGuest(poolName, name string, src manager.Source, opt pool.ImportOptions) (job uint64, err error)
+
+	Pools() []manager.Pool
+	PoolUsage(poolName string) (pool.Usage, error)
+	Images(poolName string) ([]pool.Image, error)
+	Image(poolName, image string) (pool.Image, error)
+	CreateImage(poolName, image string, size int64) error
+	GrowImage(poolName, image string, size int64) error
+	DeleteImage(poolName, image string) error
+	CloneImage(poolName, image, clone string) (job uint64, err error)
+	SnapshotImage(poolName, image, snapshot string) (job uint64, err error)
+	RevertImage(poolName, image, snapshot string) (job uint64, err error)
+	ImportImage(poolName, image string, src manager.Source, opt pool.ImportOptions) (job uint64, err error)
+	ExportImage(poolName, image string, dst *os.File, opt pool.ExportOptions) (job uint64, err error)
 
 	Thumbnail(ctx context.Context, name string, side int) ([]byte, error)
 	Stats(ctx context.Context, name string) ([]manager.Sample, error)
@@ -94,12 +113,13 @@ const redial = time.Second
 // server is the API on one connection.
 type server struct {
 	Config
-	ctx  context.Context
-	conn *dbus.Conn
-	log  *slog.Logger // of what strangers can cause
-	done *slog.Logger // of what was done for those who may
-	tree map[string]*iface
-	subs subscribers
+	ctx   context.Context
+	conn  *dbus.Conn
+	guard *guard
+	log   *slog.Logger // of what strangers can cause
+	done  *slog.Logger // of what was done for those who may
+	tree  map[string]*iface
+	subs  subscribers
 
 	mu        sync.Mutex
 	calls     int
@@ -146,12 +166,12 @@ func serveOnce(ctx context.Context, cfg Config, log *ratelog.Handler, ready func
 	for _, i := range interfaces() {
 		s.tree[i.name] = i
 	}
-	conn, err := dial(cfg.Bus, dbus.WithHandler(s))
+	conn, guard, err := dial(cfg.Bus, dbus.WithHandler(s))
 	if err != nil {
 		return fail(err)
 	}
 	defer conn.Close()
-	s.conn = conn
+	s.conn, s.guard = conn, guard
 	defer s.subs.wait()
 	defer cancel()
 	if err := conn.Auth(nil); err != nil {
@@ -254,6 +274,9 @@ func (s *server) allow(ctx context.Context, r *request, a Action) error {
 	details := map[string]string{}
 	if r.object.Guest != "" {
 		details["guest"] = r.object.Guest
+	}
+	if r.object.Pool != "" {
+		details["pool"] = r.object.Pool
 	}
 	return s.Auth.Allow(ctx, c, a, details)
 }

@@ -288,6 +288,7 @@ func (l *subscribers) follow(ctx context.Context, r *request) error {
 type pump struct {
 	s      *server
 	guests map[string]props
+	pools  map[string]props
 	jobs   map[uint64]props
 }
 
@@ -299,7 +300,10 @@ func newPump(s *server) *pump {
 }
 
 func (p *pump) look() {
-	p.guests, p.jobs = make(map[string]props), make(map[uint64]props)
+	p.guests, p.pools, p.jobs = make(map[string]props), make(map[string]props), make(map[uint64]props)
+	for _, o := range p.s.Manager.Pools() {
+		p.pools[o.Name] = poolProps(&o)
+	}
 	for _, g := range p.s.Manager.List() {
 		p.guests[g.Name] = p.s.guestProps(&g)
 	}
@@ -333,6 +337,10 @@ func (p *pump) event(e *manager.Event) {
 		send(client.GuestPath(e.Name), client.GuestInterface, "Step", text(e.Text, maxErrorText))
 	case e.Kind == manager.SavedChanged:
 		send(client.GuestPath(e.Name), client.GuestInterface, "SnapshotsChanged")
+	case e.Kind == manager.PoolChanged:
+		p.pool(e.Name)
+	case e.Kind == manager.ImagesChanged:
+		send(client.PoolPath(e.Name), client.PoolInterface, "ImagesChanged")
 	case e.Kind == manager.JobChanged && e.Job != nil:
 		p.job(e.Job)
 	}

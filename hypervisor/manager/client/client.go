@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -22,6 +21,7 @@ var (
 	ErrNotAuthorized = &Error{Name: ErrorPrefix + "NotAuthorized"}
 	ErrDefinition    = &Error{Name: ErrorPrefix + "InvalidDefinition"}
 	ErrNoScreen      = &Error{Name: ErrorPrefix + "NoScreen"}
+	ErrNoSpace       = &Error{Name: ErrorPrefix + "NoSpace"}
 )
 
 // ErrNoManager says that nobody answers: lodged does not run, or there is no bus.
@@ -281,8 +281,8 @@ func (c *Client) Guest(ctx context.Context, name string) (Guest, error) {
 
 // guestCall calls a method of a guest.
 func (c *Client) guestCall(ctx context.Context, guest, method string, args []any, out ...any) error {
-	if guest == "" || strings.ContainsRune(guest, 0) {
-		return &Error{ErrorPrefix + "InvalidName", fmt.Sprintf("%q is no name of a guest", guest)}
+	if err := checkName("a guest", guest); err != nil {
+		return err
 	}
 	return c.call(ctx, GuestPath(guest), GuestInterface, method, args, out...)
 }
@@ -420,15 +420,10 @@ func (c *Client) ReadLog(ctx context.Context, guest, log string, limit uint32) (
 
 // Snapshots returns a guest's snapshots, the oldest first.
 func (c *Client) Snapshots(ctx context.Context, guest string) ([]Snapshot, error) {
-	var list []entry
-	if err := c.guestCall(ctx, guest, "ListSnapshots", nil, &list); err != nil {
+	if err := checkName("a guest", guest); err != nil {
 		return nil, err
 	}
-	snapshots := make([]Snapshot, len(list))
-	for n, e := range list {
-		snapshots[n] = e.Properties.snapshot()
-	}
-	return snapshots, nil
+	return list(ctx, c, GuestPath(guest), GuestInterface, "ListSnapshots", properties.snapshot)
 }
 
 // Snapshot begins to make a snapshot of a guest and returns the job.
@@ -452,15 +447,7 @@ func (c *Client) DeleteSnapshot(ctx context.Context, guest, snapshot string) err
 
 // Jobs returns all jobs that run, and the newest of those that have ended.
 func (c *Client) Jobs(ctx context.Context) ([]Job, error) {
-	var list []entry
-	if err := c.call(ctx, ManagerPath, ManagerInterface, "ListJobs", nil, &list); err != nil {
-		return nil, err
-	}
-	jobs := make([]Job, len(list))
-	for n, e := range list {
-		jobs[n] = e.Properties.job()
-	}
-	return jobs, nil
+	return list(ctx, c, ManagerPath, ManagerInterface, "ListJobs", properties.job)
 }
 
 // Job returns a job.

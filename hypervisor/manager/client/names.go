@@ -14,6 +14,8 @@ const (
 	ManagerInterface  = BusName + ".Manager"
 	GuestInterface    = BusName + ".Guest"
 	SnapshotInterface = BusName + ".Snapshot"
+	PoolInterface     = BusName + ".Pool"
+	ImageInterface    = BusName + ".Image"
 	JobInterface      = BusName + ".Job"
 
 	// ErrorPrefix is what the names of its errors begin with.
@@ -24,8 +26,10 @@ const (
 const (
 	ManagerPath   dbus.ObjectPath = "/org/lodgehv/Lodge1"
 	GuestsPath    dbus.ObjectPath = ManagerPath + "/guests"
+	PoolsPath     dbus.ObjectPath = ManagerPath + "/pools"
 	JobsPath      dbus.ObjectPath = ManagerPath + "/jobs"
 	snapshotsPart                 = "snapshots"
+	imagesPart                    = "images"
 )
 
 // GuestPath returns the path of a guest's object.
@@ -36,12 +40,21 @@ func SnapshotPath(guest, snapshot string) dbus.ObjectPath {
 	return GuestPath(guest) + "/" + snapshotsPart + "/" + label(snapshot)
 }
 
+// PoolPath returns the path of a pool's object.
+func PoolPath(pool string) dbus.ObjectPath { return PoolsPath + "/" + label(pool) }
+
+// ImagePath returns the path of the object of an image of a pool.
+func ImagePath(pool, image string) dbus.ObjectPath {
+	return PoolPath(pool) + "/" + imagesPart + "/" + label(image)
+}
+
 // JobPath returns the path of a job's object.
 func JobPath(id uint64) dbus.ObjectPath { return JobsPath + dbus.ObjectPath(fmt.Sprintf("/%d", id)) }
 
 // Object is what a path names. Of the fields those are set that are part of it; none for the manager.
 type Object struct {
 	Guest, Snapshot string
+	Pool, Image     string
 	Job             uint64
 }
 
@@ -57,24 +70,30 @@ func ParsePath(path dbus.ObjectPath) (o Object, ok bool) {
 		}
 		return o, true
 	}
+	if pool, isPool := strings.CutPrefix(rest, "/pools/"); isPool {
+		o.Pool, o.Image, ok = parseNested(pool, imagesPart)
+		return o, ok
+	}
 	rest, ok = strings.CutPrefix(rest, "/guests/")
-	if !ok {
-		return o, false
+	if ok {
+		o.Guest, o.Snapshot, ok = parseNested(rest, snapshotsPart)
 	}
-	parts := strings.Split(rest, "/")
-	if o.Guest, ok = unlabel(parts[0]); !ok {
-		return Object{}, false
+	return o, ok
+}
+
+// parseNested takes NAME, or NAME/part/INNER, apart.
+func parseNested(s, part string) (name, inner string, ok bool) {
+	parts := strings.Split(s, "/")
+	if name, ok = unlabel(parts[0]); !ok || len(parts) == 1 {
+		return name, "", ok
 	}
-	switch {
-	case len(parts) == 1:
-	case len(parts) == 3 && parts[1] == snapshotsPart:
-		if o.Snapshot, ok = unlabel(parts[2]); !ok {
-			return Object{}, false
-		}
-	default:
-		return Object{}, false
+	if len(parts) != 3 || parts[1] != part {
+		return "", "", false
 	}
-	return o, true
+	if inner, ok = unlabel(parts[2]); !ok {
+		return "", "", false
+	}
+	return name, inner, true
 }
 
 const hexDigits = "0123456789abcdef"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,61 @@ const (
 	copyStep  = 16 << 20 // bytes between two looks at the context
 	guardStep = 32 << 20 // bytes between two looks at the free space
 )
+
+// CopyFile makes the file to with the content of the file from, as Clone does of images: for copies that are kept outside of
+// pools. It refuses to take the last space of to's file system. If it fails, or ctx ends, it leaves no file. What it has copied
+// is not on the disk yet: sync it.
+func CopyFile(ctx context.Context, from, to string, opt CopyOptions, progress Progress) (err error) {
+	open := OpenLocked
+	if opt.Paused {
+		open = openFile
+	}
+	src, err := open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	around := &Pool{path: filepath.Dir(to), dir: dst} // whose free space counts
+	err = errors.Join(around.copyFile(ctx, dst, src, progress), dst.Close())
+	if err != nil {
+		return errors.Join(fmt.Errorf("copy %s: %w", from, err), os.Remove(to))
+	}
+	return nil
+}
+
+// OpenLocked opens a disk outside of pools to be read, with the lock that keeps guests from writing to it.
+func OpenLocked(path string) (*os.File, error) {
+	f, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := lock(f, unix.LOCK_SH); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w: stop the guest that uses it, or wait for the job that does", path, err)
+	}
+	return f, nil
+}
+
+// openFile opens a file to be read, if it is a regular one.
+func openFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no file: only disks that are files can be copied", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
 
 // copyFile makes dst, which is empty, a copy of src: by reflink, or else what is allocated of it.
 func (p *Pool) copyFile(ctx context.Context, dst, src *os.File, progress Progress) error {

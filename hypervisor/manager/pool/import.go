@@ -27,6 +27,8 @@ type ImportOptions struct {
 	SHA256 string
 	// Format takes the file for what it is told to be, in place of looking at it: Raw is for images that look like others.
 	Format format.Format
+	// Work is kept in the images' Meta: who makes more than images can tell by it, after a crash, what it has to undo.
+	Work string
 }
 
 // Imported is what an import has made.
@@ -72,7 +74,7 @@ func (p *Pool) Import(ctx context.Context, name string, src *Source, opt ImportO
 		return nil, fmt.Errorf("import %s from %s: %w", name, src.Origin, err)
 	}
 	for _, s := range m.images {
-		s.meta.Origin, s.meta.Format, s.meta.SHA256 = src.Origin, string(m.format), m.sum
+		s.meta.Origin, s.meta.Format, s.meta.SHA256, s.meta.Work = src.Origin, string(m.format), m.sum, opt.Work
 	}
 	if err := p.publish(m.images...); err != nil {
 		return nil, err

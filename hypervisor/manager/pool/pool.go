@@ -179,6 +179,15 @@ func (p *Pool) fileOf(name string) (string, error) {
 	return "", fmt.Errorf("image %s: %w in %s", name, ErrNotFound, p.path)
 }
 
+// PathOf returns the path of an image's file.
+func (p *Pool) PathOf(name string) (string, error) {
+	file, err := p.fileOf(name)
+	if err != nil {
+		return "", err
+	}
+	return p.file(file), nil
+}
+
 // Get returns an image.
 func (p *Pool) Get(name string) (Image, error) {
 	file, err := p.fileOf(name)

@@ -22,6 +22,7 @@ type Meta struct {
 	Format  string    `json:"format,omitempty"` // of that
 	SHA256  string    `json:"sha256,omitempty"` // of that, in hex
 	Parent  string    `json:"parent,omitempty"` // the image that it was cloned from
+	Work    string    `json:"work,omitempty"`   // what of the caller's it was made for, see ImportOptions
 }
 
 const maxMeta = 64 << 10

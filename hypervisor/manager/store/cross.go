@@ -25,7 +25,11 @@ func (g *Guest) uses() []use {
 	}
 	for i, k := range g.Disks {
 		if !k.ReadOnly && !g.Disposable { // a disposable guest only reads it
-			list = append(list, use{fmt.Sprintf("disk[%d].path", i), "disk", "disk " + realPath(k.Path)})
+			what := k.URL
+			if k.Path != "" {
+				what = realPath(k.Path)
+			}
+			list = append(list, use{fmt.Sprintf("disk[%d].path", i), "disk", "disk " + what})
 		}
 	}
 	for key, path := range g.sockets() {

@@ -16,6 +16,8 @@ import (
 type Guest struct {
 	definition.Definition
 
+	Disks []Disk `toml:"disk,omitempty"`
+
 	Label string `toml:"label,omitempty"` // a few words about it
 	Color string `toml:"color,omitempty"` // of its bar: a name such as "blue"
 	Icon  string `toml:"icon,omitempty"`  // a name such as "mail"
@@ -107,17 +109,34 @@ type Sockets struct {
 }
 
 // Parse reads and validates a guest's file, which errors call file; its name is to be that of the guest. Relative paths are
-// relative to dir. The error is a join of *definition.Error.
-func Parse(file, dir string, s Sockets, b []byte) (*Guest, error) {
+// relative to dir. images, which may be nil, finds the images of pools. The error is a join of *definition.Error.
+func Parse(file, dir string, s Sockets, images Images, b []byte) (*Guest, error) {
+	if images == nil {
+		images = noImages
+	}
 	g := &Guest{}
+	type fault struct {
+		key, format string
+		args        []any
+	}
+	var faults []fault // of what is prepared before it can be told
 	err := definition.ParseExtended(file, dir, b, definition.Extension{
 		Into: g, Definition: &g.Definition, Manual: "lodge-guest(5)",
-		Prepare: func() { g.place(s) },
-		Check:   func(fail func(key, format string, args ...any)) { g.check(file, s, fail) },
+		Prepare: func() {
+			g.place(s)
+			g.placeDisks(s, images, func(key, format string, args ...any) { faults = append(faults, fault{key, format, args}) })
+		},
+		Check: func(fail func(key, format string, args ...any)) {
+			for _, f := range faults {
+				fail(f.key, f.format, f.args...)
+			}
+			g.check(file, s, fail)
+		},
 	})
 	if err != nil {
 		return nil, err
 	}
+	g.completeDisks(dir)
 	g.complete()
 	return g, nil
 }

@@ -44,6 +44,7 @@ type Config struct {
 	Dir      string                    // of the definitions
 	Versions string                    // of the versions before them, a directory each
 	Sockets  func(name string) Sockets // of a guest
+	Images   Images                    // nil: there are no pools
 }
 
 // Store is a directory of definitions. Its methods may be called from any goroutine; the guests that they return are not
@@ -94,7 +95,7 @@ func removeTemporary(dir string) error {
 func (s *Store) file(name string) string { return filepath.Join(s.cfg.Dir, name+suffix) }
 
 func (s *Store) parse(name string, text []byte) (*Guest, error) {
-	return Parse(s.file(name), s.cfg.Dir, s.cfg.Sockets(name), text)
+	return Parse(s.file(name), s.cfg.Dir, s.cfg.Sockets(name), s.cfg.Images, text)
 }
 
 // Reload reads the files anew, of which people may have edited some, and returns the names of guests that are others than
@@ -275,10 +276,11 @@ func (s *Store) Text(name string) (text []byte, tag string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	return slices.Clone(e.text), tagOf(e.text), nil
+	return slices.Clone(e.text), Tag(e.text), nil
 }
 
-func tagOf(text []byte) string {
+// Tag returns the tag that a definition of that text has.
+func Tag(text []byte) string {
 	h := sha256.Sum256(text)
 	return hex.EncodeToString(h[:16])
 }
@@ -302,7 +304,7 @@ func nameIn(text []byte) (string, error) {
 	}
 	name := definition.NameIn(text)
 	if !definition.IsName(name) {
-		_, err := Parse("definition", "/", Sockets{Run: "/", Logs: "/"}, text) // says where
+		_, err := Parse("definition", "/", Sockets{Run: "/", Logs: "/"}, nil, text) // says where
 		return "", errors.Join(fmt.Errorf("%w: name = %.80q", ErrName, name), err)
 	}
 	return name, nil
@@ -365,7 +367,7 @@ func (s *Store) Edit(name string, text []byte, tag string) (*Guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("guest %s: %w", name, err)
 	}
-	if tag != "" && (tag != tagOf(old.text) || string(onDisk) != string(old.text)) {
+	if tag != "" && (tag != Tag(old.text) || string(onDisk) != string(old.text)) {
 		return nil, fmt.Errorf("guest %s: %w", name, ErrChanged)
 	}
 	if n, err := nameIn(text); err != nil {

@@ -90,7 +90,7 @@ memory = "2G"
 `
 
 func TestParse(t *testing.T) {
-	g, err := Parse("/etc/lodge/guests/work.toml", "/etc/lodge/guests", Sockets{"/run/lodge/work", "/log/work"}, []byte(full))
+	g, err := Parse("/etc/lodge/guests/work.toml", "/etc/lodge/guests", Sockets{"/run/lodge/work", "/log/work"}, nil, []byte(full))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,11 +98,11 @@ func TestParse(t *testing.T) {
 		g.Serial != (definition.Serial{Mode: "socket", Path: "/run/lodge/work/serial.sock", Log: "/log/work/serial.log"}) || g.SerialLog() != "/log/work/serial.log" {
 		t.Errorf("sockets: %+v", g.Definition)
 	}
-	if g.Disks[0].Path != "/etc/lodge/guests/root.img" {
-		t.Errorf("disk %s", g.Disks[0].Path)
+	if g.Disks[0].Path != "/etc/lodge/guests/root.img" || g.Definition.Disks[0] != g.Disks[0].Disk {
+		t.Errorf("disks %+v, %+v", g.Disks, g.Definition.Disks)
 	}
 	got := *g
-	got.Definition = definition.Definition{}
+	got.Definition, got.Disks = definition.Definition{}, nil
 	want := Guest{
 		Label: "the company's", Color: "blue", Icon: "briefcase", Slot: 2, Autostart: true, Priority: 10, StopPriority: -5, Depends: []string{"net"},
 		Ready: Probe{Serial: "login:", Timeout: Duration(3 * time.Minute)}, Restart: OnCrash, RestartDelay: Duration(2 * time.Second),
@@ -112,7 +112,7 @@ func TestParse(t *testing.T) {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	// What is left out.
-	g, err = Parse("x.toml", "/", Sockets{"/run", "/log"}, guest("x"))
+	g, err = Parse("x.toml", "/", Sockets{"/run", "/log"}, nil, guest("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -401,7 +401,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(full))
 	f.Add(guest("x", "depends = [\"y\"]", "[ready]", `tcp = "[::1]:22"`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		g, err := Parse("/g/x.toml", "/g", Sockets{"/run/x", "/log/x"}, b)
+		g, err := Parse("/g/x.toml", "/g", Sockets{"/run/x", "/log/x"}, nil, b)
 		if err != nil {
 			if !strings.Contains(err.Error(), "/g/x.toml") {
 				t.Errorf("no file: %v", err)

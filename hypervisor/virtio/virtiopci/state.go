@@ -1,6 +1,8 @@
 package virtiopci
 
 import (
+	"sync/atomic"
+
 	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 )
@@ -34,10 +36,10 @@ func (t *Transport) State(c *snap.Codec) {
 	defer t.mu.Unlock()
 	c.Match("device type", uint64(t.dev.ID()))
 	c.Match("number of queues", uint64(len(t.queues)))
-	status, generation, vector := t.status.Load(), t.generation.Load(), t.configVector.Load()
+	status, generation := t.status.Load(), t.generation.Load()
 	c.U32(&status)
 	c.U32(&generation)
-	c.U32(&vector)
+	t.vectorState(c, &t.configVector)
 	c.U32(&t.deviceSelect)
 	c.U32(&t.driverSelect)
 	c.U64(&t.driverFeatures)
@@ -54,7 +56,6 @@ func (t *Transport) State(c *snap.Codec) {
 	}
 	t.status.Store(status)
 	t.generation.Store(generation)
-	t.configVector.Store(t.vector(uint64(vector)))
 	for i := range t.queues {
 		t.queues[i].state(c, t)
 	}
@@ -64,19 +65,28 @@ func (t *Transport) State(c *snap.Codec) {
 	c.Part("device", t.dev.StateVersion(), t.dev.State)
 }
 
+// vectorState carries the number of an interrupt vector.
+func (t *Transport) vectorState(c *snap.Codec, vector *atomic.Uint32) {
+	v := vector.Load()
+	c.U32(&v)
+	if t.vector(uint64(v)) != v {
+		c.Fail("interrupt vector %#x, where there are %d", v, len(t.queues)+1)
+	}
+	vector.Store(t.vector(uint64(v)))
+}
+
 // state carries a queue's registers.
 func (q *queueRegs) state(c *snap.Codec, t *Transport) {
-	vector, desc, avail, used := q.vector.Load(), uint64(q.cfg.Desc), uint64(q.cfg.Avail), uint64(q.cfg.Used)
+	desc, avail, used := uint64(q.cfg.Desc), uint64(q.cfg.Avail), uint64(q.cfg.Used)
 	c.Bool(&q.enabled)
 	c.U16(&q.cfg.Size)
-	c.U32(&vector)
+	t.vectorState(c, &q.vector)
 	c.U64(&desc)
 	c.U64(&avail)
 	c.U64(&used)
 	if n := q.cfg.Size; n == 0 || n&(n-1) != 0 || n > q.max {
 		c.Fail("a queue of %d entries, where powers of two up to %d are possible", n, q.max)
 	}
-	q.vector.Store(t.vector(uint64(vector)))
 	q.cfg.Desc, q.cfg.Avail, q.cfg.Used = mem.GPA(desc), mem.GPA(avail), mem.GPA(used)
 }
 

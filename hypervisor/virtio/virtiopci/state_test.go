@@ -1,6 +1,7 @@
 package virtiopci
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -187,6 +188,9 @@ func TestStateRefuses(t *testing.T) {
 		"other queues":     {&oneQueue{echo{features: 1 << 3}}, nil, "number of interrupt vectors is 3"},
 		"unknown status":   {nil, func(b []byte) { b[registers+statusAt] |= 0x10 }, "device status"},
 		"impossible state": {nil, func(b []byte) { b[registers+statusAt] &^= statusFeaturesOK }, "device status"},
+		"vector 3":         {nil, func(b []byte) { b[registers+statusAt+8] = 3 }, "interrupt vector 0x3, where there are 3"},
+		"queue's vector 3": {nil, func(b []byte) { b[registers+queueSizeAt+2] = 3 }, "interrupt vector 0x3, where there are 3"},
+		"device version 0": {nil, func(b []byte) { b[len(b)-10] = 0 }, "device: state version 0"},
 		"queue size 3":     {nil, func(b []byte) { b[registers+queueSizeAt] = 3 }, "a queue of 3 entries"},
 		"queue size 128":   {nil, func(b []byte) { b[registers+queueSizeAt] = 128 }, "a queue of 128 entries"},
 		"queue elsewhere":  {nil, func(b []byte) { b[registers+queueSizeAt+2+4+4] = 1 }, "driver error: queue 0: descriptor table"},
@@ -217,7 +221,7 @@ type oneQueue struct{ echo }
 
 func (*oneQueue) QueueSizes() []uint16 { return []uint16{64} }
 
-// FuzzState feeds damaged states to a transport: it refuses them or runs with them, without a panic.
+// FuzzState feeds damaged states to a transport: it refuses them, or saves them again as the same and runs with them.
 func FuzzState(f *testing.F) {
 	b := newBoard(f, new(echo), false)
 	d := probe(b)
@@ -237,6 +241,9 @@ func FuzzState(f *testing.F) {
 		b := newBoard(t, new(echo), true)
 		if loadState(b.tr, state) != nil {
 			return
+		}
+		if again := saveState(t, b.tr); !bytes.Equal(again, state) {
+			t.Errorf("saved again it is another state:\n%x\n%x", state, again)
 		}
 		if err := b.tr.Resume(); err != nil {
 			t.Error(err)

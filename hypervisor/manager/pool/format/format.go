@@ -37,6 +37,11 @@ const (
 	Bzip2      Format = "bzip2"
 )
 
+// Formats are all formats.
+func Formats() []Format {
+	return []Format{Raw, ISO, QCOW2, VMDKSparse, VMDKStream, OVA, Gzip, XZ, Zstd, Bzip2}
+}
+
 // Compressed reports whether f is the format of a compressor.
 func (f Format) Compressed() bool { return f == Gzip || f == XZ || f == Zstd || f == Bzip2 }
 
