@@ -256,7 +256,11 @@ func (p *tree) docs() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(p.writeZipped(docDir+"third-party-licenses.txt", licenses), p.writeZipped(docDir+"changelog", changelog),
+	overrides, err := p.template("lintian-overrides")
+	if err != nil {
+		return err
+	}
+	return errors.Join(p.write("usr/share/lintian/overrides/lodge", overrides, 0o644), p.writeZipped(docDir+"third-party-licenses.txt", licenses), p.writeZipped(docDir+"changelog", changelog),
 		p.write(docDir+"copyright", copyright, 0o644))
 }
 
