@@ -75,11 +75,19 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (status int)
 	}
 	if err := k.Run(parser); err != nil && !errors.Is(err, context.Canceled) {
 		for line := range strings.Lines(err.Error()) { // a join of errors has one on each
-			fmt.Fprintf(errOut, "lodge %s: %s\n", k.Selected().Name, strings.TrimSuffix(line, "\n"))
+			fmt.Fprintf(errOut, "lodge %s: %s\n", commandName(k.Selected()), strings.TrimSuffix(line, "\n"))
 		}
 		return exitStatus(err)
 	}
 	return 0
+}
+
+// commandName returns what a command is called, with its group if it is in one.
+func commandName(n *kong.Node) string {
+	if n.Parent != nil && n.Parent.Type == kong.CommandNode {
+		return n.Parent.Name + " " + n.Name
+	}
+	return n.Name
 }
 
 // completionCommand is the command "completion".
@@ -91,7 +99,7 @@ type completionCommand struct {
 func (c *completionCommand) Run(parser *kong.Kong, out io.Writer) error {
 	var list []completion.Command
 	for _, n := range parser.Model.Leaves(true) {
-		k := completion.Command{Name: n.Name, Help: n.Help}
+		k := completion.Command{Name: commandName(n), Help: n.Help}
 		for _, group := range n.AllFlags(true) {
 			for _, f := range group {
 				k.Flags = append(k.Flags, "--"+f.Name)

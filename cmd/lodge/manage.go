@@ -28,12 +28,20 @@ type manageCommands struct {
 	Save    saveCommand    `cmd:"" help:"Save guests with their memory, and end them: the next start goes on from there."`
 	Restore restoreCommand `cmd:"" help:"Put a snapshot of a guest back; without one, start the guest from its saved state."`
 	Switch  switchCommand  `cmd:"" help:"Give screen and keyboard to a guest."`
+	Clone   cloneCommand   `cmd:"" help:"Make a guest like another, with copies of its disks."`
+	Import  importCommand  `cmd:"" help:"Make an image in a pool of a disk image, or a guest of an OVA."`
+	Export  exportCommand  `cmd:"" help:"Write a guest as an OVA, or an image as raw, qcow2, VMDK or OVA."`
 	Define  defineCommand  `cmd:"" help:"Add a guest, or several, from files."`
 	Edit    editCommand    `cmd:"" help:"Change a guest's definition in the editor of VISUAL or EDITOR."`
 	Delete  deleteCommand  `cmd:"" help:"Remove guests with their saved states, snapshots and logs. Disks stay."`
 	Logs    logsCommand    `cmd:"" help:"Print a guest's log: what it prints on its first serial port, or what its machine reports."`
 	Stats   statsCommand   `cmd:"" help:"Tell what a guest uses."`
 	Top     topCommand     `cmd:"" help:"Tell what all guests use, again and again."`
+
+	Snapshot snapshotCommands `cmd:"" help:"Snapshots of guests."`
+	Pool     poolCommands     `cmd:"" help:"Pools of images."`
+	Image    imageCommands    `cmd:"" help:"Images of pools."`
+
 	Version versionCommand `cmd:"" help:"Print the versions of this program and of lodged."`
 }
 
@@ -43,6 +51,8 @@ const (
 	exitNotAuthorized = 4 // polkit refuses
 	exitNotNow        = 5 // the guest's state does not allow that, or it is busy
 	exitNoManager     = 6 // lodged does not answer
+	exitCancelled     = 7 // the user has cancelled it
+	exitNoSpace       = 8 // not enough space
 )
 
 // exitStatus returns what a command that failed exits with.
@@ -53,6 +63,7 @@ func exitStatus(err error) int {
 	}{
 		{client.ErrNotFound, exitNotFound}, {client.ErrNotAuthorized, exitNotAuthorized}, {client.ErrNotNow, exitNotNow},
 		{client.ErrBusy, exitNotNow}, {client.ErrNoManager, exitNoManager},
+		{errCancelled, exitCancelled}, {client.ErrNoSpace, exitNoSpace},
 	} {
 		if errors.Is(err, s.err) {
 			return s.status
@@ -97,18 +108,6 @@ func (n *guestNames) jobs(
 	return n.each(ctx, m, func(c *client.Client, guest string) error {
 		return await(ctx, c, out, func(ctx context.Context) (uint64, error) { return begin(c)(ctx, guest) })
 	})
-}
-
-// await begins a job and waits for its end.
-func await(ctx context.Context, c *client.Client, out io.Writer, begin func(ctx context.Context) (uint64, error)) error {
-	shown := -1
-	_, err := c.Do(ctx, begin, func(j client.Job) {
-		if percent := int(j.Done * 100 / max(j.Total, 1)); j.Total > 0 && percent/10 > shown {
-			shown = percent / 10
-			fmt.Fprintf(out, "%s %s: %d %%\n", j.Kind, j.Object, percent)
-		}
-	}, func(text string) { fmt.Fprintln(out, printable(text)) })
-	return err
 }
 
 type startCommand struct{ guestNames }
@@ -202,9 +201,7 @@ func (c *restoreCommand) Run(ctx context.Context, m *manageCommands, out io.Writ
 	}
 	defer k.Close()
 	if c.Snapshot != "" {
-		return await(ctx, k, out, func(ctx context.Context) (uint64, error) {
-			return k.RestoreSnapshot(ctx, c.Guest, c.Snapshot, !c.Cold)
-		})
+		return putBack(ctx, k, out, c.Guest, c.Snapshot, c.Cold)
 	}
 	g, err := k.Guest(ctx, c.Guest)
 	if err != nil {

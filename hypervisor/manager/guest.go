@@ -53,6 +53,7 @@ type guest struct {
 	order     order              // for the snapshot that is being made
 	unplugged bool
 	change    uint64 // the newest that the VMM has told of
+	lacks     string // of its cell, as told last
 }
 
 // launched is what of a definition counts while the VMM runs that was started with it.
@@ -341,6 +342,7 @@ func (g *guest) clear() {
 	g.ready, g.again, g.unplugged, g.reboots = false, false, false, 0
 	g.rec = record{Restarts: g.rec.Restarts}
 	g.m.stats.forget(g.name)
+	g.removeCgroup()
 	for _, dir := range []string{g.overlayDir(), g.m.runDir(g.name)} {
 		if err := os.RemoveAll(dir); err != nil {
 			g.log.Warn("left over of the guest's machine", "err", err)

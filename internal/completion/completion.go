@@ -3,12 +3,14 @@ package completion
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
 )
 
-// Command is one command of a program. One without a name is all of a program that has no commands.
+// Command is one command of a program. The name of one in a group has two words: "snapshot create". One without a name is all of a
+// program that has no commands.
 type Command struct {
 	Name, Help string
 	Flags      []string // "--json"
@@ -33,45 +35,77 @@ func Script(shell, program string, commands []Command) (string, error) {
 		return simple(shell, program, commands[0].Flags)
 	}
 	function := "_" + strings.ReplaceAll(program, "-", "_")
-	var names, cases, fish strings.Builder
+	var names []string // of commands and groups
+	groups := make(map[string][]string)
+	var cases, fish strings.Builder
 	for _, c := range commands {
-		fmt.Fprintf(&names, "%s ", c.Name)
-		fmt.Fprintf(&cases, "\t%s) flags='%s' ;;\n", c.Name, strings.Join(c.Flags, " "))
-		fmt.Fprintf(&fish, "complete -c %s -n __fish_use_subcommand -f -a %s -d '%s'\n", program, c.Name, strings.ReplaceAll(c.Help, "'", `\'`))
+		name, inner, grouped := strings.Cut(c.Name, " ")
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+		help, pattern := strings.ReplaceAll(c.Help, "'", `\'`), name+`\ *`
+		seen, first := "__fish_seen_subcommand_from "+name, !grouped
+		if grouped {
+			first = len(groups[name]) == 0
+			groups[name] = append(groups[name], inner)
+			pattern = name + `\ ` + inner
+		}
+		fmt.Fprintf(&cases, "\t%s) flags='%s' ;;\n", pattern, strings.Join(c.Flags, " "))
+		if first {
+			what := help
+			if grouped {
+				what = "Commands for this"
+			}
+			fmt.Fprintf(&fish, "complete -c %s -n __fish_use_subcommand -f -a %s -d '%s'\n", program, name, what)
+		}
+		if grouped {
+			fmt.Fprintf(&fish, "complete -c %s -n '%s' -f -a %s -d '%s'\n", program, seen, inner, help)
+			seen += "; and __fish_seen_subcommand_from " + inner
+		}
 		for _, f := range c.Flags {
-			fmt.Fprintf(&fish, "complete -c %s -n '__fish_seen_subcommand_from %s' -l %s\n", program, c.Name, strings.TrimPrefix(f, "--"))
+			fmt.Fprintf(&fish, "complete -c %s -n '%s' -l %s\n", program, seen, strings.TrimPrefix(f, "--"))
 		}
 	}
-	list := strings.TrimSpace(names.String())
+	var inner strings.Builder // by the word before
+	for _, name := range slices.Sorted(maps.Keys(groups)) {
+		fmt.Fprintf(&inner, "\t2\\ %s) words='%s' ;;\n", name, strings.Join(groups[name], " "))
+	}
+	list := strings.Join(names, " ")
 	switch shell {
 	case "bash":
-		return fmt.Sprintf(`%s() {
-	local flags=
-	case ${COMP_WORDS[1]} in
-%s	esac
-	if [ "$COMP_CWORD" = 1 ]; then
-		COMPREPLY=($(compgen -W "%s" -- "$2"))
+		return fmt.Sprintf(`%[1]s() {
+	local flags= words=
+	case "$COMP_CWORD ${COMP_WORDS[1]}" in
+	1\ *) words='%[2]s' ;;
+%[3]s	esac
+	case "${COMP_WORDS[1]} ${COMP_WORDS[2]}" in
+%[4]s	esac
+	if [ -n "$words" ]; then
+		COMPREPLY=($(compgen -W "$words" -- "$2"))
 	elif [[ $2 = -* ]]; then
 		COMPREPLY=($(compgen -W "$flags" -- "$2"))
 	else
 		COMPREPLY=($(compgen -f -- "$2"))
 	fi
 }
-complete -o filenames -F %[1]s %[4]s
-`, function, cases.String(), list, program), nil
+complete -o filenames -F %[1]s %[5]s
+`, function, list, inner.String(), cases.String(), program), nil
 	case "zsh":
-		return fmt.Sprintf(`#compdef %s
-local flags=
-case ${words[2]} in
-%sesac
-if (( CURRENT == 2 )); then
-	compadd %s
+		return fmt.Sprintf(`#compdef %[1]s
+local flags= choice=
+case "$((CURRENT - 1)) ${words[2]}" in
+	1\ *) choice='%[2]s' ;;
+%[3]sesac
+case "${words[2]} ${words[3]}" in
+%[4]sesac
+if [[ -n $choice ]]; then
+	compadd ${=choice}
 elif [[ $PREFIX = -* ]]; then
 	compadd -- ${=flags}
 else
 	_files
 fi
-`, program, cases.String(), list), nil
+`, program, list, strings.ReplaceAll(inner.String(), "words=", "choice="), cases.String()), nil
 	case "fish":
 		return fish.String(), nil
 	}
