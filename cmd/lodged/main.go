@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
@@ -93,7 +94,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if *vmm, err = find("lodge-vmm", *vmm); err != nil {
 		return err
 	}
-	cfg.Log = slog.New(slog.NewTextHandler(errOut, nil))
+	cfg.Log = newLog(errOut)
 	if cfg.LodgeNet, err = find("lodge-net", cfg.LodgeNet); err != nil {
 		cfg.Log.Warn("guests have no networks", "err", err)
 	}
@@ -140,6 +141,11 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
 		return err
 	}
 	defer m.Close()
+	events := m.Subscribe()
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	defer events.Close()
+	telling.Go(func() { tell(ctx, events, cfg.Log) })
 	if err := m.Autostart(); err != nil {
 		cfg.Log.Error("autostart", "err", err)
 	}
