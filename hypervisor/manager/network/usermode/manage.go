@@ -108,7 +108,7 @@ func (n *Net) ServeHost(dhcp, dnsPackets, dnsListener *os.File) error {
 	}
 	n.serve(d)
 	n.run(func() { n.serveDHCP(d) })
-	n.serveDNS(p, l)
+	n.serveDNS(struct{ net.PacketConn }{p}, l) // of a *net.UDPConn the library would want to know addresses that are one
 	return nil
 }
 
@@ -267,7 +267,6 @@ func receive(conn *net.UnixConn) (message []byte, file *os.File, err error) {
 	}
 	for i, fd := range fds {
 		if i == 0 {
-			unix.CloseOnExec(fd)
 			file = os.NewFile(uintptr(fd), "socket of a guest")
 		} else {
 			_ = unix.Close(fd)
