@@ -27,7 +27,7 @@ const (
 // Helper reports whether a network of this kind is carried by a process of its own (lodge-net).
 func (k Kind) Helper() bool { return k == User || k == Isolated }
 
-// Network is one network, as people describe it. docs/network.md explains the keys.
+// Network is one network, as people describe it. lodge-network(5) explains the keys.
 type Network struct {
 	Name   string       `toml:"name"`             // up to 9 letters, digits and '-': "lodge-" and it name an interface
 	Kind   Kind         `toml:"kind"`             //
@@ -139,7 +139,7 @@ func Parse(name string, b []byte) (*Network, error) {
 // parse is Parse that also tells where the keys are.
 func parse(name string, b []byte) (*Network, *definition.Keys, error) {
 	n := &Network{}
-	keys, err := definition.Decode(name, "docs/network.md", b, n)
+	keys, err := definition.Decode(name, "lodge-network(5)", b, n)
 	if err != nil {
 		return nil, nil, err
 	}
