@@ -78,6 +78,7 @@ func (g *guest) attend() {
 		g.do(func() { g.ended(p, how) })
 	})
 	g.spawn(func() { g.watch(ctx, p) })
+	g.attendDaemons(ctx, p)
 }
 
 // watch asks the VMM for news until ctx ends.

@@ -19,15 +19,16 @@ import (
 
 // guest is one guest. Its owner, the goroutine of own, alone touches what is below that comment; others ask it by do.
 type guest struct {
-	m     *Manager
-	name  string
-	log   *slog.Logger
-	calls chan func()
-	gone  chan struct{} // closed by end
-	once  sync.Once
-	info  atomic.Pointer[published]
-	thumb thumbnail
-	tasks sync.WaitGroup // what runs beside the owner
+	m       *Manager
+	name    string
+	log     *slog.Logger
+	calls   chan func()
+	gone    chan struct{} // closed by end
+	once    sync.Once
+	info    atomic.Pointer[published]
+	thumb   thumbnail
+	tasks   sync.WaitGroup // what runs beside the owner
+	serving sync.WaitGroup // storage daemons that are being ended
 
 	// The owner's:
 	def    *store.Guest // nil if fault is not
@@ -51,6 +52,7 @@ type guest struct {
 	op        *progress          // of the job that gives the command which is being taken
 	answer    chan error         // of who gives a command that is answered soon
 	order     order              // for the snapshot that is being made
+	keys      map[string][]byte  // of encrypted disks
 	unplugged bool
 	change    uint64 // the newest that the VMM has told of
 }
@@ -311,6 +313,7 @@ func (g *guest) act(a life.Action) {
 		g.unplug()
 	case life.Clear:
 		g.clear()
+		g.dropKeys()
 	case life.ClearAwait:
 		g.clear()
 		g.rec.Restarts = 0
@@ -341,6 +344,7 @@ func (g *guest) clear() {
 	g.ready, g.again, g.unplugged, g.reboots = false, false, false, 0
 	g.rec = record{Restarts: g.rec.Restarts}
 	g.m.stats.forget(g.name)
+	g.endDaemons()
 	for _, dir := range []string{g.overlayDir(), g.m.runDir(g.name)} {
 		if err := os.RemoveAll(dir); err != nil {
 			g.log.Warn("left over of the guest's machine", "err", err)
