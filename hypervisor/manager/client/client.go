@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -21,6 +22,7 @@ var (
 	ErrNotAuthorized = &Error{Name: ErrorPrefix + "NotAuthorized"}
 	ErrDefinition    = &Error{Name: ErrorPrefix + "InvalidDefinition"}
 	ErrNoScreen      = &Error{Name: ErrorPrefix + "NoScreen"}
+	ErrKeyNeeded     = &Error{Name: ErrorPrefix + "KeyNeeded"}
 	ErrNoSpace       = &Error{Name: ErrorPrefix + "NoSpace"}
 )
 
@@ -308,6 +310,32 @@ func jobID(path dbus.ObjectPath) (uint64, error) {
 func (c *Client) Start(ctx context.Context, guest string) (job uint64, err error) {
 	return c.begin(ctx, guest, "Start")
 }
+
+// Keys returns the names of a guest's encrypted disks whose keys are needed before it can be started.
+func (c *Client) Keys(ctx context.Context, guest string) (disks []string, err error) {
+	return disks, c.guestCall(ctx, guest, "ListKeys", nil, &disks)
+}
+
+// GiveKey gives the key of an encrypted disk, for the next start.
+func (c *Client) GiveKey(ctx context.Context, guest, disk string, key []byte) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if len(key) > maxKey { // more than a pipe takes at once, perhaps
+		err = fmt.Errorf("disk %s: a key of %d bytes: at most %d are possible", disk, len(key), maxKey)
+	} else {
+		_, err = w.Write(key)
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		return err
+	}
+	return c.guestCall(ctx, guest, "GiveKey", []any{disk, dbus.UnixFD(r.Fd())})
+}
+
+// maxKey bounds a key, in bytes.
+const maxKey = 4096
 
 // Stop presses its power button, and switches it off if it has not ended in time.
 func (c *Client) Stop(ctx context.Context, guest string) (job uint64, err error) {
