@@ -108,6 +108,7 @@ socket = "nic.sock"
 [serial]
 mode = "socket"
 path = "serial.sock"
+log = "serial.log"
 [serial2]
 mode = "file"
 path = "serial2.log"
@@ -130,7 +131,7 @@ card = "vga"
 			t.Fatal(err)
 		}
 	}
-	i := &inhabitant{dir: dir, guest: vmm.Guest{Definition: def, File: path}}
+	i := &inhabitant{dir: dir, guest: vmm.Guest{Definition: def, File: path, Outcome: filepath.Join(dir, "outcome")}}
 	if i.nic, err = net.Listen("unix", filepath.Join(dir, "nic.sock")); err != nil {
 		t.Fatal(err)
 	}
@@ -200,8 +201,8 @@ func (p painted) Update(image.Rectangle) {}
 func (p painted) Cursor(*display.Cursor) {}
 func (p painted) MoveCursor(image.Point) {}
 
-// live has the guest do what guests do, and be done to what is done to them: it boots, is watched, paused, saved and restored
-// both ways. start starts a process of it, and wait waits for its end.
+// live has the guest do what guests do, and be done to what is done to them: it boots, is watched, paused, saved and restored.
+// start starts a process of it, and wait waits for its end.
 func (i *inhabitant) live(t *testing.T, start func() (gone <-chan struct{})) {
 	gone := start()
 	end := func() {
@@ -229,9 +230,7 @@ func (i *inhabitant) live(t *testing.T, start func() (gone <-chan struct{})) {
 	}
 	i.call(t, "balloon", map[string]uint64{"target": 48 << 20})
 	saved := i.path("saved")
-	if err := vmm.Save(t.Context(), i.path("control.sock"), saved, false, nil); err != nil {
-		t.Fatal(err)
-	}
+	i.save(t, saved)
 	c, err := control.Dial(t.Context(), i.path("control.sock"))
 	if err != nil {
 		t.Fatal(err)
@@ -240,23 +239,66 @@ func (i *inhabitant) live(t *testing.T, start func() (gone <-chan struct{})) {
 		t.Errorf("save to a path: %v", err)
 	}
 	c.Close()
-	if err := vmm.Save(t.Context(), i.path("control.sock"), saved, true, nil); err != nil {
-		t.Fatal(err)
-	}
+	i.call(t, "pause", nil)
+	i.save(t, saved)
+	i.call(t, "quit", nil)
 	end()
 	i.guest.Restore = saved
-	for _, shared := range []bool{false, true} {
-		i.guest.Shared = shared
-		gone = start()
-		i.awaitSocket(t, gone)
-		for _, method := range []string{"pause", "resume"} {
-			i.call(t, method, nil)
-		}
-		i.watch(t)
-		if err := vmm.Save(t.Context(), i.path("control.sock"), saved, true, nil); err != nil {
+	gone = start()
+	i.awaitSocket(t, gone)
+	for _, method := range []string{"pause", "resume"} {
+		i.call(t, method, nil)
+	}
+	i.watch(t)
+	i.broker(t)
+	i.call(t, "pause", nil)
+	i.save(t, saved)
+	i.call(t, "quit", nil)
+	end()
+	if b, err := os.ReadFile(i.path("outcome")); err != nil || !strings.Contains(string(b), `"reason":"closed"`) {
+		t.Errorf("outcome %q, %v", b, err)
+	}
+}
+
+func (i *inhabitant) save(t *testing.T, dir string) {
+	t.Helper()
+	if err := vmm.Save(t.Context(), i.path("control.sock"), dir, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// broker gives the guest somebody to ask, twice: it lets go of the first.
+func (i *inhabitant) broker(t *testing.T) {
+	t.Helper()
+	c, err := control.Dial(t.Context(), i.path("control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	first := make(chan error, 1)
+	for k := range 2 {
+		serve, ask, err := broker.Pair()
+		if err != nil {
 			t.Fatal(err)
 		}
-		end()
+		defer ask.Close()
+		if err := c.Call(t.Context(), "broker", nil, nil, nil, ask); err != nil {
+			t.Fatal(err)
+		}
+		ask.Close()
+		if k > 0 {
+			defer serve.Close()
+			break
+		}
+		go func() { first <- broker.Serve(t.Context(), serve, nil) }()
+	}
+	select {
+	case err := <-first:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the first broker is in use still")
 	}
 }
 
@@ -377,6 +419,9 @@ func TestHandedOver(t *testing.T) {
 		return string(b)
 	}
 	for k, f := range all {
+		if f.Name == "outcome" { // nobody need know
+			continue
+		}
 		rest := append(append([]cell.File(nil), all[:k]...), all[k+1:]...)
 		if said := start(rest, i.guest.File); !strings.Contains(said, fmt.Sprintf("no descriptor %q", f.Name)) {
 			t.Errorf("without %s: %s", f.Name, said)
@@ -417,8 +462,8 @@ func TestBroker(t *testing.T) {
 		fmt.Fprintf(other, "%s %d%s\n", r.What, r.Port, r.Name)
 		return os.NewFile(uintptr(fds[0]), "one"), nil
 	})
-	client, err := broker.NewClient(ask)
-	if err != nil {
+	client := new(broker.Client)
+	if err := client.Use(ask); err != nil {
 		t.Fatal(err)
 	}
 	r := &resources{handed: &handed{given: true}, broker: client}
@@ -430,8 +475,8 @@ func TestBroker(t *testing.T) {
 	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || line != "vsock 1234\n" {
 		t.Errorf("%q, %v", line, err)
 	}
-	r.broker = nil
-	if r.vsockDial("/none") != nil {
+	client.Close()
+	if _, err := r.vsockDial("/none")(t.Context(), 1234); err == nil {
 		t.Error("without a broker the guest can still connect")
 	}
 }

@@ -68,7 +68,10 @@ func status(ctx context.Context, e *environment, args []string) error {
 		}
 		fmt.Fprintln(e.stdout)
 	}
-	fmt.Fprintf(e.stdout, "reboots  %d\nprocess  %d\n", s.Reboots, s.PID)
+	fmt.Fprintf(e.stdout, "reboots  %d\n", s.Reboots)
+	if s.PID != 0 {
+		fmt.Fprintf(e.stdout, "process  %d\n", s.PID)
+	}
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/boot"
+	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/kvm"
 	"github.com/lodgehv/lodge/hypervisor/legacy"
@@ -40,7 +41,7 @@ type resources struct {
 	ignoreDiskChanges bool        // of a restored guest: its disks are taken as they are
 
 	handed *handed
-	broker *broker.Client // of what was handed over; nil if there is none
+	broker *broker.Client // whom a guest asks that was handed its descriptors; nil for others
 }
 
 // Close closes everything, the last opened first.
@@ -74,11 +75,14 @@ func compose(def *definition.Definition, serial [2]io.Writer, h *handed, log *sl
 	}
 	r.opened(k)
 	r.config.KVM = k
-	if f, ok := h.take("broker"); ok {
-		if r.broker, err = broker.NewClient(f); err != nil {
-			return r, err
-		}
+	if h.sealed() {
+		r.broker = new(broker.Client)
 		r.opened(r.broker)
+		if f, ok := h.take("broker"); ok {
+			if err := r.broker.Use(f); err != nil {
+				return r, err
+			}
+		}
 	}
 	for _, step := range []func(*definition.Definition, *slog.Logger) error{r.boot, r.disks, r.nics, r.others, r.display} {
 		if err := step(def, log); err != nil {
@@ -147,9 +151,6 @@ func (r *resources) boot(def *definition.Definition, _ *slog.Logger) error {
 func (r *resources) disks(def *definition.Definition, log *slog.Logger) error {
 	for _, k := range def.Disks {
 		if k.Socket != "" {
-			if r.handed.sealed() {
-				return fmt.Errorf("disk %q: a guest in a cell reaches no socket: give it an image", k.Name)
-			}
 			if err := r.remoteDisk(def, k, log); err != nil {
 				return err
 			}
@@ -172,8 +173,11 @@ func (r *resources) disks(def *definition.Definition, log *slog.Logger) error {
 
 // remoteDisk adds a disk that another process serves. It has as many queues as the guest has CPUs, if the other has.
 func (r *resources) remoteDisk(def *definition.Definition, k definition.Disk, log *slog.Logger) error {
-	b, err := vhostuser.Open(context.Background(), vhostuser.Config{Name: k.Name, Dial: vhostuser.DialPath(k.Socket),
-		Reconnect: k.Reconnect, Log: log})
+	dial := vhostuser.DialPath(k.Socket)
+	if r.handed.sealed() {
+		dial = r.handedDisk(k.Name)
+	}
+	b, err := vhostuser.Open(context.Background(), vhostuser.Config{Name: k.Name, Dial: dial, Reconnect: k.Reconnect, Log: log})
 	if err != nil {
 		return err
 	}
@@ -184,6 +188,41 @@ func (r *resources) remoteDisk(def *definition.Definition, k definition.Disk, lo
 	}
 	r.add("blk."+k.Name, func() (virtio.Device, error) { return vhostuser.New(b, opt) })
 	return nil
+}
+
+// handedDisk returns what connects to the process that serves a disk: by the socket that was handed over, and when that has
+// gone away by those that the broker gives.
+func (r *resources) handedDisk(name string) func(context.Context) (*net.UnixConn, error) {
+	return func(ctx context.Context) (*net.UnixConn, error) {
+		var c net.Conn
+		var err error
+		if f, ok := r.handed.take("disk." + name); ok {
+			c, err = net.FileConn(f)
+			err = errors.Join(err, f.Close())
+		} else {
+			c, err = r.broker.Dial(ctx, broker.Request{What: broker.Disk, Name: name})
+		}
+		if err != nil {
+			return nil, err
+		}
+		u, ok := c.(*net.UnixConn)
+		if !ok {
+			return nil, errors.Join(fmt.Errorf("descriptor of disk %q: not a Unix socket", name), c.Close())
+		}
+		return u, nil
+	}
+}
+
+// takeBroker takes the end of a broker that came with a request: whoever answered before has gone.
+func (r *resources) takeBroker(c *control.Call) error {
+	if r.broker == nil {
+		return &control.Error{Code: control.CodeBadRequest, Message: "broker: this guest opens what it needs by itself"}
+	}
+	f, err := c.Files(1)
+	if err != nil {
+		return err
+	}
+	return r.broker.Use(f[0])
 }
 
 // openDisk opens a disk and locks it, so that no two guests write to one image.
@@ -258,11 +297,8 @@ func (r *resources) handedNIC(n definition.NIC, log *slog.Logger) (closableBacke
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, err
 	}
-	var dial func(context.Context) (net.Conn, error)
-	if r.broker != nil {
-		dial = func(ctx context.Context) (net.Conn, error) {
-			return r.broker.Dial(ctx, broker.Request{What: broker.NIC, Name: n.Name})
-		}
+	dial := func(ctx context.Context) (net.Conn, error) {
+		return r.broker.Dial(ctx, broker.Request{What: broker.NIC, Name: n.Name})
 	}
 	return virtionet.NewStream(conn, dial, log), nil
 }
@@ -322,17 +358,14 @@ func (r *resources) others(def *definition.Definition, log *slog.Logger) error {
 	return nil
 }
 
-// vsockDial returns what connects the guest to ports of the host; nil if nothing does.
+// vsockDial returns what connects the guest to ports of the host.
 func (r *resources) vsockDial(path string) func(context.Context, uint32) (net.Conn, error) {
-	switch {
-	case r.broker != nil:
-		return func(ctx context.Context, port uint32) (net.Conn, error) {
-			return r.broker.Dial(ctx, broker.Request{What: broker.Vsock, Port: port})
-		}
-	case r.handed.sealed():
-		return nil
+	if !r.handed.sealed() {
+		return vsock.DialPath(path)
 	}
-	return vsock.DialPath(path)
+	return func(ctx context.Context, port uint32) (net.Conn, error) {
+		return r.broker.Dial(ctx, broker.Request{What: broker.Vsock, Port: port})
+	}
 }
 
 func (r *resources) add(name string, make func() (virtio.Device, error)) {

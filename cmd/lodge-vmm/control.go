@@ -20,7 +20,7 @@ type guestStatus struct {
 	UUID    string         `json:"uuid"`
 	State   string         `json:"state"`            // starting, running, paused or saving
 	Reason  string         `json:"reason,omitempty"` // of paused, if nobody asked for it: disk-full
-	PID     int            `json:"pid"`
+	PID     int            `json:"pid,omitempty"`    // not in a cell, where it is another one
 	CPUs    int            `json:"cpus"`
 	Memory  uint64         `json:"memory"` // bytes
 	Uptime  float64        `json:"uptime"` // seconds since the process began to run the guest
@@ -79,7 +79,8 @@ func (g *guest) methods() map[string]control.Handler {
 			}
 			return nil, nil
 		},
-		"stats": plain(func(context.Context, *control.Call) (any, error) { return g.stats(), nil }),
+		"broker": plain(func(_ context.Context, c *control.Call) (any, error) { return nil, g.res.takeBroker(c) }),
+		"stats":  plain(func(context.Context, *control.Call) (any, error) { return g.stats(), nil }),
 		"watch": func(ctx context.Context, c *control.Call) (any, error) {
 			var p watchParams
 			if err := c.Params(&p); err != nil {
@@ -127,8 +128,11 @@ func (g *guest) saveTo(c *control.Call, dir string) (saver, error) {
 }
 
 func (g *guest) status() guestStatus {
-	s := guestStatus{Name: g.def.Name, UUID: g.def.UUID, State: g.state(), Reason: g.reason(), PID: os.Getpid(), CPUs: g.def.CPUs,
+	s := guestStatus{Name: g.def.Name, UUID: g.def.UUID, State: g.state(), Reason: g.reason(), CPUs: g.def.CPUs,
 		Memory: uint64(g.def.Memory), Uptime: time.Since(g.started).Seconds(), Balloon: g.balloonStatus()}
+	if !g.res.handed.sealed() {
+		s.PID = os.Getpid()
+	}
 	g.mu.Lock()
 	s.Reboots, s.Change = g.reboots, g.changes
 	g.mu.Unlock()

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 )
@@ -126,6 +128,16 @@ func (h *handed) logFile(name, path string) (*logFile, error) {
 	return handedLogFile(f)
 }
 
+// stderr returns where the log goes to: standard error, which is kept short if it is a file that a manager has opened.
+func (h *handed) stderr() io.Writer {
+	if h.sealed() {
+		if f, err := handedLogFile(os.Stderr); err == nil {
+			return f
+		}
+	}
+	return os.Stderr
+}
+
 // listen returns a listener on the socket that was handed over as name, which listens already, or makes one at path.
 func (h *handed) listen(name, path string) (*net.UnixListener, error) {
 	if !h.sealed() {
@@ -136,6 +148,10 @@ func (h *handed) listen(name, path string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	defer f.Close()
+	// It listens already. Once more, and who connects is told that the peer is this process (SO_PEERCRED, unix(7)).
+	if err := unix.Listen(int(f.Fd()), unix.SOMAXCONN); err != nil {
+		return nil, fmt.Errorf("descriptor %q: listen: %w", name, err)
+	}
 	l, err := net.FileListener(f)
 	if err != nil {
 		return nil, fmt.Errorf("descriptor %q: not a listening socket: %w", name, err)

@@ -36,7 +36,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"run", "[--restore DIR [--ignore-disk-changes]] [--outcome FILE] [--log-syscalls] GUEST.toml", "run a guest until it powers off", runGuest},
-		{"restore", "[--shared] [--ignore-disk-changes] [--log-syscalls] DIR", "run a guest from a saved state", restoreGuest},
+		{"restore", "[--shared] [--ignore-disk-changes] DIR", "run a guest from a saved state", restoreGuest},
 		{"check", "[--json] GUEST.toml | DIR", "validate a definition, or every byte of a saved state", check},
 		{"status", "[--json] GUEST", "tell how a running guest is", status},
 		{"pause", "GUEST", "pause a running guest", simple("pause")},
@@ -82,8 +82,8 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), end...)
 	defer stop()
-	e := &environment{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
-		log: slog.New(slog.NewTextHandler(os.Stderr, nil)), handed: takeHanded()}
+	h := takeHanded()
+	e := &environment{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, log: slog.New(slog.NewTextHandler(h.stderr(), nil)), handed: h}
 	os.Exit(dispatch(ctx, e, os.Args[1:]))
 }
 

@@ -20,9 +20,12 @@ type outcome struct {
 	Code   int    `json:"code,omitempty"` // of a debug exit
 }
 
-// openOutcome makes the file at path empty. No path is no file.
-func openOutcome(path string) (*outcomeFile, error) {
-	if path == "" {
+// openOutcome takes the file that was handed over, or makes the one at path empty. There may be none.
+func openOutcome(h *handed, path string) (*outcomeFile, error) {
+	if f, ok := h.take("outcome"); ok {
+		return &outcomeFile{f}, nil
+	}
+	if path == "" || h.sealed() {
 		return nil, nil
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)

@@ -40,7 +40,7 @@ func runGuest(ctx context.Context, e *environment, args []string) error {
 	if err != nil {
 		return err
 	}
-	if e.outcome, err = openOutcome(outcome); err != nil {
+	if e.outcome, err = openOutcome(e.handed, outcome); err != nil {
 		return err
 	}
 	defer e.outcome.close()
@@ -91,25 +91,20 @@ func openSaved(h *handed, dir string) (*machine.Saved, error) {
 // restoreGuest is the command "restore".
 func restoreGuest(ctx context.Context, e *environment, args []string) error {
 	var opt machine.RestoreOptions
-	var ignore, logOnly bool
-	args, err := flags(args, map[string]*bool{"--shared": &opt.Shared, ignoreDiskChanges: &ignore, logSyscalls: &logOnly})
+	var ignore bool
+	args, err := flags(args, map[string]*bool{"--shared": &opt.Shared, ignoreDiskChanges: &ignore})
 	if err != nil {
 		return err
 	}
 	if len(args) != 1 {
 		return usagef("want one directory")
 	}
-	if err := e.handed.seal(logOnly, args[0]); err != nil {
-		return err
+	if e.handed.sealed() {
+		return usagef("a guest that is handed its descriptors is restored by run --restore")
 	}
-	saved, err := openSaved(e.handed, args[0])
+	saved, err := machine.OpenSaved(args[0])
 	if err != nil {
 		return err
-	}
-	if e.handed.sealed() && opt.Shared {
-		if opt.Lazy.Device, err = e.handed.open("userfaultfd", nil); err != nil {
-			return err
-		}
 	}
 	def, err := definition.Parse(args[0]+" (definition)", "/", saved.Definition())
 	if err != nil {

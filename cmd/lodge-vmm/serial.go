@@ -52,7 +52,7 @@ func openSerial(i int, s definition.Serial, e *environment) (*serialPort, error)
 		port := &serialPort{out: c, close: func() error { return closeOnce(l) }}
 		port.serve = func(ctx context.Context, g *guest) error { return c.serve(ctx, g.typeOn(i)) }
 		if s.Log != "" {
-			f, err := openLogFile(s.Log)
+			f, err := e.handed.logFile(name+".log", s.Log)
 			if err != nil {
 				return nil, errors.Join(fmt.Errorf("serial: %w", err), port.close())
 			}

@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/kvm"
-	"github.com/lodgehv/lodge/hypervisor/mem"
 	"github.com/lodgehv/lodge/internal/seccomp"
 )
 
@@ -62,6 +61,7 @@ func processCalls() []seccomp.Rule {
 			unix.SYS_FLOCK, unix.SYS_FDATASYNC, unix.SYS_FSYNC, unix.SYS_FTRUNCATE, unix.SYS_FALLOCATE,
 			unix.SYS_MEMFD_CREATE,                           // screens, and memory that is shared
 			unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_PPOLL, // packets of a tap; a queue's next kick
+			unix.SYS_LISTEN, // on sockets that listen already: for their peer to be this process
 			unix.SYS_ACCEPT4, unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME, unix.SYS_GETSOCKOPT, unix.SYS_SHUTDOWN,
 			unix.SYS_RECVMSG, unix.SYS_SENDMSG, // with the files of a save, of a screen
 			unix.SYS_GETRANDOM,
@@ -70,16 +70,13 @@ func processCalls() []seccomp.Rule {
 			{Call: unix.SYS_FCNTL, Only: []seccomp.Arg{{Index: 1, Values: []uint32{
 				unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC, unix.F_ADD_SEALS,
 			}}}},
-			ioctl(deviceRequests), ioctl(mem.Requests()),
+			ioctl(deviceRequests),
 			// A list for the thread of a vCPU, of no other kind: what is given up stays so.
 			{Call: unix.SYS_SECCOMP, Only: []seccomp.Arg{
 				{Index: 0, Values: []uint32{unix.SECCOMP_SET_MODE_FILTER}}, {Index: 1, Values: []uint32{0}},
 			}},
 			// Tried, and done without: what /proc tells of memory, and the time zone.
 			{Call: unix.SYS_OPENAT, Fails: unix.ENOENT},
-			{Call: unix.SYS_SETPRIORITY, Only: []seccomp.Arg{ // of the thread that reads memory in the background, downwards
-				{Index: 0, Values: []uint32{unix.PRIO_PROCESS}}, {Index: 1, Values: []uint32{0}},
-			}},
 		},
 	)
 }

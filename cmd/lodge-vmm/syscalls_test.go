@@ -120,7 +120,7 @@ func (tr *trace) follow(pid int) error {
 
 func (tr *trace) note(m made, vcpu bool) {
 	if !slices.ContainsFunc([]uintptr{unix.SYS_IOCTL, unix.SYS_FCNTL, unix.SYS_PRCTL, unix.SYS_CLONE, unix.SYS_SECCOMP, unix.SYS_TGKILL, unix.SYS_KILL,
-		unix.SYS_MMAP, unix.SYS_MPROTECT, unix.SYS_SETPRIORITY}, func(c uintptr) bool { return c == m.call }) {
+		unix.SYS_MMAP, unix.SYS_MPROTECT}, func(c uintptr) bool { return c == m.call }) {
 		m.args = [3]uint32{}
 	}
 	if m.call == unix.SYS_TGKILL || m.call == unix.SYS_KILL {
@@ -132,7 +132,7 @@ func (tr *trace) note(m made, vcpu bool) {
 			m.args[0] = 0
 		}
 	}
-	if m.call == unix.SYS_CLONE || m.call == unix.SYS_SECCOMP || m.call == unix.SYS_SETPRIORITY {
+	if m.call == unix.SYS_CLONE || m.call == unix.SYS_SECCOMP {
 		m.args[2] = 0
 	}
 	if m.call == unix.SYS_CLONE {
@@ -156,10 +156,7 @@ func (tr *trace) start(i *inhabitant, program string) (<-chan error, error) {
 	}
 	args := []string{"run", i.guest.File}
 	if i.guest.Restore != "" {
-		args = []string{"restore", i.guest.Restore}
-		if i.guest.Shared {
-			args = append(args, "--shared")
-		}
+		args = append(args, "--restore", i.guest.Restore)
 	}
 	cmd := exec.Command("sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$0" "$@"`, program}, append(args, logSyscalls)...)...)
 	var names []string
@@ -200,7 +197,6 @@ var elsewhere = map[need]string{
 	{unix.SYS_IOCTL, unix.TUNGETIFF}: "a tap", {unix.SYS_IOCTL, unix.TUNSETVNETHDRSZ}: "a tap", {unix.SYS_IOCTL, unix.TUNSETOFFLOAD}: "a tap",
 	{unix.SYS_READV, 0}: "a tap", {unix.SYS_WRITEV, 0}: "a tap",
 	{unix.SYS_PREADV, 0}: drivers, {unix.SYS_PWRITEV, 0}: drivers, {unix.SYS_FALLOCATE, 0}: drivers, {unix.SYS_SHUTDOWN, 0}: drivers,
-	{unix.SYS_IOCTL, 0x8010aa02}: "a saved file that cannot be read", {unix.SYS_IOCTL, 0xc020aa04}: "holes in a saved file", // UFFDIO_WAKE, UFFDIO_ZEROPAGE
 	{unix.SYS_PRCTL, 0}: "a kernel with CONFIG_ANON_VMA_NAME", {unix.SYS_CLOCK_GETTIME, 0}: "a host whose counter is not reliable",
 	{unix.SYS_RESTART_SYSCALL, 0}:   "a process that is stopped or frozen meanwhile",
 	{unix.SYS_SCHED_GETAFFINITY, 0}: "a start that takes more than a second", {unix.SYS_KILL, 0}: "a crash",

@@ -15,13 +15,14 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 )
 
 // noMachine is a host on which no VMM can be started.
 type noMachine struct{}
 
 // Launch implements manager.Launcher.
-func (noMachine) Launch(context.Context, manager.Launch, func(int) error) error {
+func (noMachine) Launch(context.Context, manager.Launch, func(int, []cell.Lack) error) error {
 	return errors.New("no machine can be made here")
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,17 +19,19 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/internal/program"
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
-              [--bus BUS] [--seat SOCKET]
+              [--bus BUS] [--seat SOCKET] [--cell off]
 
 Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
 
   --config-dir DIR   definitions (/etc/lodge)
   --state-dir DIR    saved guests, snapshots, logs, earlier definitions (/var/lib/lodge)
   --run-dir DIR      sockets of guests that run (/run/lodge)
+  --cell off         start VMMs without cells around them, to find out whether a fault is the cell's (on)
   --vmm FILE         the program that runs a guest (lodge-vmm beside this one, or on the PATH)
   --bus BUS          where org.lodgehv.Lodge1 is offered: system, where polkit decides who may do what; session or the address of
                      a bus, for this user only; or none (system)
@@ -37,7 +40,10 @@ Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
 SIGHUP reads the definitions anew. SIGTERM ends lodged and leaves the guests running: the next lodged finds them.
 `
 
+const defaultStateDir = "/var/lib/lodge"
+
 func main() {
+	cell.RunInit(os.Args)
 	manager.RunGate()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -60,11 +66,12 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs.SetOutput(io.Discard)
 	var cfg manager.Config
 	fs.StringVar(&cfg.ConfigDir, "config-dir", "/etc/lodge", "")
-	fs.StringVar(&cfg.StateDir, "state-dir", "/var/lib/lodge", "")
+	fs.StringVar(&cfg.StateDir, "state-dir", defaultStateDir, "")
 	fs.StringVar(&cfg.RunDir, "run-dir", "/run/lodge", "")
 	vmm := fs.String("vmm", "", "")
 	bus := fs.String("bus", "system", "")
 	seat := fs.String("seat", "", "")
+	cells := fs.String("cell", "on", "")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(out, usage)
@@ -72,6 +79,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	}
 	if err == nil && fs.NArg() > 0 {
 		err = fmt.Errorf("%q is too much", fs.Arg(0))
+	}
+	if err == nil && *cells != "on" && *cells != "off" {
+		err = fmt.Errorf("--cell %s: on or off", *cells)
 	}
 	if err != nil {
 		fmt.Fprintf(errOut, "lodged: %v\n%s", err, usage)
@@ -81,9 +91,26 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		return err
 	}
 	cfg.Log = slog.New(slog.NewTextHandler(errOut, nil))
-	cfg.Launcher = &manager.Plain{VMM: *vmm}
+	if *cells == "off" {
+		cfg.Log.Warn("VMMs are started without cells: a guest that takes its VMM over has this user's rights")
+		cfg.Launcher = &manager.Plain{VMM: *vmm}
+	} else {
+		cfg.Launcher = &manager.Cells{VMM: *vmm}
+		if cfg.Cgroups, err = cell.OpenParent(groupName(cfg.StateDir)); err != nil {
+			cfg.Log.Warn("guests have no control groups: [shares] do not hold", "err", err)
+			cfg.Cgroups = nil
+		}
+	}
 	cfg.Screen = screenshot
 	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)})
+}
+
+// groupName returns what the control group of the guests in a directory is called: those of another lodged have another.
+func groupName(stateDir string) string {
+	if stateDir == defaultStateDir {
+		return "lodge"
+	}
+	return fmt.Sprintf("lodge-%x", sha256.Sum256([]byte(stateDir)))[:14]
 }
 
 // findVMM returns the program that runs guests: path, unless that is "".

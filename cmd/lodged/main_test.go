@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/manager"
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 )
 
@@ -29,7 +30,7 @@ const (
 var programs string
 
 func TestMain(m *testing.M) {
-	manager.RunGate()
+	cell.RunInit(os.Args)
 	os.Exit(test(m))
 }
 
@@ -98,7 +99,7 @@ func newHome(t *testing.T) *home {
 func (h *home) config() manager.Config {
 	return manager.Config{
 		ConfigDir: filepath.Join(h.dir, "etc"), StateDir: filepath.Join(h.dir, "var"), RunDir: filepath.Join(h.dir, "run"),
-		Launcher: &manager.Plain{VMM: filepath.Join(programs, "lodge-vmm")}, Screen: screenshot,
+		Launcher: &manager.Cells{VMM: filepath.Join(programs, "lodge-vmm")}, Screen: screenshot,
 	}
 }
 

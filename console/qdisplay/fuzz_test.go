@@ -218,7 +218,7 @@ func FuzzSender(f *testing.F) {
 		down := hid.Keys{}
 		var fingers [maxSlots]bool
 		check := func() {
-			for s.next() {
+			for queued(s) {
 				for _, a := range s.out {
 					switch a.kind {
 					case keyPress, buttonPress:

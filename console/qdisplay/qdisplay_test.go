@@ -292,9 +292,16 @@ func TestInput(t *testing.T) {
 	}
 }
 
+// queued has what s would send in s.out, of a Sender without a goroutine.
+func queued(s *Sender) bool {
+	more := s.next()
+	s.idle = false
+	return more
+}
+
 // A queue that is full drops batches, but no key stays pressed.
 func TestSenderOverflow(t *testing.T) {
-	c := &Client{done: make(chan struct{}), sizes: map[uint32]size{0: {100, 100}}, closing: true} // sends nothing by itself
+	c := &Client{done: make(chan struct{}), sizes: map[uint32]size{0: {100, 100}}, closing: true} // sends nothing
 	s := c.Sender(0)
 	key := func(code uint16, value int32) []hid.Event {
 		return []hid.Event{{Type: hid.EVKey, Code: code, Value: value}}
@@ -308,7 +315,7 @@ func TestSenderOverflow(t *testing.T) {
 	s.Send(key(32, 1)) // dropped, and its release too
 	s.Send(key(32, 0))
 	down := hid.Keys{}
-	for s.next() {
+	for queued(s) {
 		for _, a := range s.out {
 			if a.kind == keyPress {
 				down.Set(code(a), true)
@@ -324,14 +331,14 @@ func TestSenderOverflow(t *testing.T) {
 		t.Errorf("keys stay pressed: %x", down)
 	}
 	s.Send(key(33, 1))
-	if s.next(); len(s.out) != 1 || code(s.out[0]) != 33 {
+	if queued(s); len(s.out) != 1 || code(s.out[0]) != 33 {
 		t.Errorf("afterwards %v is sent", s.out)
 	}
 	// Movements that cannot be sent yet are joined.
 	for range 10 * maxActions {
 		s.Send([]hid.Event{{Type: hid.EVRel, Code: hid.RelX, Value: 1}})
 	}
-	if s.next(); len(s.out) != 1 || s.out[0].a != 10*maxActions {
+	if queued(s); len(s.out) != 1 || s.out[0].a != 10*maxActions {
 		t.Errorf("the movement is %v", s.out)
 	}
 }

@@ -35,9 +35,9 @@ const (
 	fingerUp
 )
 
-// Sender is the input of a console. Its Send queues and returns: a goroutine of its own sends, and waits for no reply. When
-// the server does not keep up movements are joined, and when the queue is full batches are dropped until it is empty; what
-// was pressed is then released.
+// Sender is the input of a console. Its Send never waits: it sends what the socket takes at once, for no goroutine to be woken on a
+// key's way, and queues the rest for a goroutine of its own. Nobody waits for a reply. When the server does not keep up movements
+// are joined, and when the queue is full batches are dropped until it is empty; what was pressed is then released.
 //
 // A batch's movement is told before its keys and buttons, so that a click is where it was made. A key for which QEMU has no
 // number, and what is neither key, pointer nor finger, is left out.
@@ -49,6 +49,7 @@ type Sender struct {
 	mu    sync.Mutex
 	queue []action
 	full  bool // batches are dropped
+	idle  bool // the goroutine has nothing to send: what is its own belongs to who has mu
 	batch []action
 	down  hid.Keys // what was pressed, as the server will know it
 	owed  hid.Keys // of that, what was released while batches were dropped
@@ -56,7 +57,7 @@ type Sender struct {
 	slot  int      // that the next MT events are about
 	slots [maxSlots]finger
 
-	// Of the goroutine.
+	// Of the goroutine, unless it is idle.
 	out     []action
 	body    peer.Encoder
 	headers [fingerUp + 1]peer.Header
@@ -99,6 +100,7 @@ func (c *Client) Sender(console uint32) *Sender {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.closing {
+		s.idle = true
 		c.wg.Go(s.run)
 	}
 	return s
@@ -114,11 +116,26 @@ func (s *Sender) Send(batch []hid.Event) {
 	} else {
 		s.take()
 	}
+	left := !s.idle || !s.sendNow()
 	s.mu.Unlock()
-	select {
-	case s.wake <- struct{}{}:
-	default:
+	if left {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
 	}
+}
+
+// sendNow sends what is queued, and reports whether that was all. The goroutine meets an error again.
+func (s *Sender) sendNow() bool {
+	for i, a := range s.queue {
+		if sent, err := s.write(a, s.client.conn.TrySend); !sent || err != nil {
+			s.queue = append(s.queue[:0], s.queue[i:]...)
+			return false
+		}
+	}
+	s.queue = s.queue[:0]
+	return !s.full
 }
 
 // take queues s.batch.
@@ -324,7 +341,7 @@ func (s *Sender) run() {
 		}
 		for s.next() {
 			for _, a := range s.out {
-				if s.write(a) != nil { // the connection has ended
+				if _, err := s.write(a, s.send); err != nil { // the connection has ended
 					return
 				}
 			}
@@ -341,11 +358,16 @@ func (s *Sender) next() bool {
 		s.release()
 		s.full = false
 	}
-	return len(s.out) > 0
+	s.idle = len(s.out) == 0
+	return !s.idle
 }
 
-// write sends a call.
-func (s *Sender) write(a action) error {
+func (s *Sender) send(h *peer.Header, body []byte) (bool, error) {
+	return true, s.client.conn.Send(h, body)
+}
+
+// write sends a call by send, and returns what that returns.
+func (s *Sender) write(a action, send func(*peer.Header, []byte) (bool, error)) (bool, error) {
 	s.body.Reset()
 	switch a.kind {
 	case keyPress, keyRelease, buttonPress, buttonRelease:
@@ -356,7 +378,7 @@ func (s *Sender) write(a action) error {
 	case moveTo:
 		at := s.client.size(s.console)
 		if at.width == 0 { // nothing is shown that the position could be of
-			return nil
+			return true, nil
 		}
 		s.body.Uint32(toPixel(a.a, at.width))
 		s.body.Uint32(toPixel(a.b, at.height))
@@ -367,5 +389,5 @@ func (s *Sender) write(a action) error {
 		s.body.Double(float64(toPixel(a.a, at.width)))
 		s.body.Double(float64(toPixel(a.b, at.height)))
 	}
-	return s.client.conn.Send(&s.headers[a.kind], s.body.Bytes())
+	return send(&s.headers[a.kind], s.body.Bytes())
 }

@@ -118,7 +118,7 @@ func newKeyWay(ctx context.Context, dir string) (_ *keyWay, err error) {
 func (w *keyWay) sit(ctx context.Context) error {
 	there := make(chan struct{}, 1)
 	s, err := seat.New(seatOf(1, w.dir), seat.Options{
-		OnGuest: func(string, bool) { there <- struct{}{} },
+		OnGuest: announce(there),
 		Log:     slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

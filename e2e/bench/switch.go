@@ -65,7 +65,7 @@ func newSwitching(ctx context.Context, dir string, guests int) (_ *switching, er
 	}
 	there := make(chan struct{}, guests)
 	r.seat, err = seat.New(seatOf(guests, r.dir), seat.Options{
-		OnGuest:    func(string, bool) { there <- struct{}{} },
+		OnGuest:    announce(there),
 		OnSwitched: func(s compose.Switched) { r.done(s) },
 		Log:        slog.New(slog.DiscardHandler),
 	})
@@ -93,6 +93,16 @@ func newSwitching(ctx context.Context, dir string, guests int) (_ *switching, er
 		}
 	}
 	return r, nil
+}
+
+// announce returns what takes word of guests that come. That they go when all is over nobody listens to.
+func announce(there chan<- struct{}) func(string, bool) {
+	return func(string, bool) {
+		select {
+		case there <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (r *switching) close() error {

@@ -44,7 +44,8 @@ type Device struct {
 	config config
 	active bool          // between Start and Stop, if the driver has an eventq
 	queue  *virtio.Queue // the eventq, while active
-	held   int           // buffers with which deliver waits for more
+	held   int           // buffers that deliver waits with: for more, or for a report
+	parked bool          // it waits for a report: the eventq and its chains belong to who has mu
 	stop   chan struct{} // closed by Stop; nil while stopped
 	slot   int32         // that the last AbsMTSlot of the sender named
 	taken  pressed       // after all reports of the FIFO
@@ -54,7 +55,7 @@ type Device struct {
 	leds   hid.LEDs
 	told   hid.LEDs // what Config.LEDs was called with
 
-	// Of the eventq's goroutine.
+	// Of the eventq's goroutine, unless it is parked.
 	chains [maxReport]virtio.Chain
 	free   [maxReport]*virtio.Chain // the chains; the first of them hold buffers of the driver's
 
@@ -95,11 +96,15 @@ func (d *Device) ReleaseAll() {
 	d.unlockAndWake()
 }
 
-// unlockAndWake has deliver look at the FIFO, which has changed. If it waits for the driver's next kick although the first
-// report, which is another one now, needs no more buffers than there are, it gets one.
+// unlockAndWake delivers what is in the FIFO, which has changed, or has deliver do it. If that waits for the driver's next kick
+// although the first report, which is another one now, needs no more buffers than there are, it gets one.
 func (d *Device) unlockAndWake() {
+	if d.active && d.parked && d.deliverNow() {
+		d.mu.Unlock()
+		return
+	}
 	var q *virtio.Queue
-	if d.active && d.held > 0 && d.need() <= d.held {
+	if d.active && !d.parked && d.held > 0 && d.need() <= d.held {
 		q = d.queue
 	}
 	d.mu.Unlock()
@@ -107,6 +112,31 @@ func (d *Device) unlockAndWake() {
 	if q != nil {
 		q.Kick()
 	}
+}
+
+// deliverNow does what deliver would be woken for, which takes longer than this, and reports whether that was all. What is wrong
+// with the ring deliver will find as well.
+func (d *Device) deliverNow() bool {
+	defer d.queue.Flush()
+	for need := d.need(); need > 0; need = d.need() {
+		for ; d.held < need; d.held++ {
+			if c := d.free[d.held]; !next(d.queue, c) {
+				return false
+			}
+		}
+		d.fill(need)
+	}
+	return true
+}
+
+// next takes a buffer that has room for an event, if there is one.
+func next(q *virtio.Queue, c *virtio.Chain) bool {
+	ok, err := q.Next(c)
+	if ok && c.Writable() < eventSize {
+		q.Undo(1)
+		ok = false
+	}
+	return ok && err == nil
 }
 
 // Active reports whether a driver takes events.
@@ -152,7 +182,7 @@ func (d *Device) Start(env *virtio.Env) error {
 	d.stop = stop
 	d.queue = env.Queues[eventQueue]
 	d.active = d.queue != nil
-	d.held = 0
+	d.held, d.parked = 0, false
 	d.fifo.clear()
 	d.taken = d.seen
 	d.release()
@@ -259,11 +289,13 @@ func (d *Device) tell() {
 func (d *Device) deliver(q *virtio.Queue, stop <-chan struct{}) error {
 	held := 0 // buffers that were taken and not used
 	for {
-		switch need := d.next(held); {
+		switch need := d.next(&held); {
 		case need == 0:
 			select {
 			case <-d.arrived:
+				d.unpark(&held)
 			case <-stop:
+				d.unpark(&held)
 				q.Undo(held)
 				return nil
 			}
@@ -282,33 +314,39 @@ func (d *Device) deliver(q *virtio.Queue, stop <-chan struct{}) error {
 				q.Undo(held)
 				return nil
 			}
-		default:
-			held -= d.fill(q, held)
-			q.Flush()
 		}
 	}
 }
 
-// next returns how many buffers the first report needs, and notes how many are held.
-func (d *Device) next(held int) int {
+// next delivers the first report with the buffers that are held, if they are enough, and returns how many the next one needs. If
+// there is none, deliver is parked from now on.
+func (d *Device) next(held *int) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.held = held
-	return d.need()
+	d.held = *held
+	for need := d.need(); need > 0 && need <= d.held; need = d.need() {
+		d.fill(need)
+		d.queue.Flush()
+	}
+	*held = d.held
+	need := d.need()
+	d.parked = need == 0
+	return need
+}
+
+// unpark takes the eventq back.
+func (d *Device) unpark(held *int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.parked, *held = false, d.held
 }
 
 // need returns how many buffers the first report needs: as many as it has events, but a driver with a shorter queue than
 // that gets it in pieces.
 func (d *Device) need() int { return min(len(d.fifo.first()), d.queue.Size()) }
 
-// fill delivers the first report with the buffers that are held, if they are enough, and returns how many it used.
-func (d *Device) fill(q *virtio.Queue, held int) int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	n := d.need()
-	if n == 0 || n > held { // the FIFO has changed meanwhile
-		return 0
-	}
+// fill delivers the first n events of the FIFO with the first buffers that are held.
+func (d *Device) fill(n int) {
 	for i, e := range d.fifo.events[:n] {
 		var b [eventSize]byte
 		binary.LittleEndian.PutUint16(b[0:], e.Type)
@@ -318,13 +356,13 @@ func (d *Device) fill(q *virtio.Queue, held int) int {
 		d.seen.apply(e)
 	}
 	d.fifo.drop(n)
-	q.DoneAll(d.free[:n])
+	d.queue.DoneAll(d.free[:n])
 	// The chains that were used go behind those that are still held.
 	var used [maxReport]*virtio.Chain
 	copy(used[:], d.free[:n])
-	copy(d.free[:], d.free[n:held])
-	copy(d.free[held-n:], used[:n])
-	return n
+	copy(d.free[:], d.free[n:d.held])
+	d.held -= n
+	copy(d.free[d.held:], used[:n])
 }
 
 // listen takes the driver's events: which lights are on. How fast keys are repeated is the driver's own affair.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,11 +62,14 @@ func (g *guest) status(ctx context.Context) (st vmmStatus, err error) {
 	return st, g.call(ctx, answerLimit, "status", nil, &st, nil)
 }
 
-// attend hears from now on what becomes of the VMM.
-func (g *guest) attend() {
-	p := g.proc
+// attend hears from now on what becomes of the VMM. asks is the broker's end that it was started with, or nil.
+func (g *guest) attend(asks *net.UnixConn) {
+	p, def := g.proc, g.running.def
 	ctx, cancel := context.WithCancel(g.m.ctx)
 	g.running.end = cancel
+	if asks != nil {
+		g.spawn(func() { g.serveBroker(ctx, asks, def) })
+	}
 	g.spawn(func() {
 		how, err := p.wait(ctx)
 		if ctx.Err() != nil {
@@ -77,17 +81,21 @@ func (g *guest) attend() {
 		}
 		g.do(func() { g.ended(p, how) })
 	})
-	g.spawn(func() { g.watch(ctx, p) })
+	g.spawn(func() { g.watch(ctx, p, def, asks != nil) })
 	g.attendDaemons(ctx, p)
 }
 
-// watch asks the VMM for news until ctx ends.
-func (g *guest) watch(ctx context.Context, p *process) {
+// watch asks the VMM for news until ctx ends. brokered is whether it has a broker.
+func (g *guest) watch(ctx context.Context, p *process, def *store.Guest, brokered bool) {
 	retry := firstRetry
 	last := time.Now() // when it answered
 	silent := false
 	for ctx.Err() == nil {
-		err := g.watchConn(ctx, p, func() {
+		err := g.watchConn(ctx, p, func(c *control.Client) {
+			if !brokered {
+				brokered = true
+				g.offerBroker(ctx, c, def)
+			}
 			retry, last = firstRetry, time.Now()
 			if silent {
 				silent = false
@@ -120,7 +128,7 @@ func (g *guest) watch(ctx context.Context, p *process) {
 }
 
 // watchConn hears of changes over one connection. answered is called at each.
-func (g *guest) watchConn(ctx context.Context, p *process, answered func()) error {
+func (g *guest) watchConn(ctx context.Context, p *process, answered func(c *control.Client)) error {
 	c, err := control.Dial(ctx, g.control())
 	if err != nil {
 		return err
@@ -134,7 +142,7 @@ func (g *guest) watchConn(ctx context.Context, p *process, answered func()) erro
 		if err != nil {
 			return err
 		}
-		answered()
+		answered(c)
 		g.do(func() {
 			if g.proc == p && g.state != life.Saving {
 				g.seen(st)

@@ -20,6 +20,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/snap"
+	"github.com/lodgehv/lodge/internal/broker"
 )
 
 // The test binary is also the gate, a VMM that only pretends, and a manager that is killed.
@@ -40,6 +41,10 @@ type fakeVMM struct {
 	def     *definition.Definition
 	outcome string
 	words   []string
+
+	broker broker.Client
+
+	command sync.Mutex // held while it is paused, resumed or saved
 
 	mu      sync.Mutex
 	state   string
@@ -200,10 +205,16 @@ func (f *fakeVMM) methods() map[string]control.Handler {
 			if f.has("pause=fail") {
 				return nil, errors.New("cannot pause")
 			}
+			f.command.Lock()
+			defer f.command.Unlock()
 			f.set("paused", "")
 			return nil, nil
 		},
-		"resume": simple(func() { f.set("running", "") }),
+		"resume": simple(func() {
+			f.command.Lock()
+			defer f.command.Unlock()
+			f.set("running", "")
+		}),
 		"power-button": simple(func() {
 			f.mu.Lock()
 			running := f.state == "running"
@@ -218,6 +229,20 @@ func (f *fakeVMM) methods() map[string]control.Handler {
 			}
 		}),
 		"save": f.save,
+		"broker": func(_ context.Context, c *control.Call) (any, error) {
+			files, err := c.Files(1)
+			if err != nil {
+				return nil, err
+			}
+			return nil, f.broker.Use(files[0])
+		},
+		"connect": func(ctx context.Context, _ *control.Call) (any, error) {
+			c, err := f.broker.Dial(ctx, broker.Request{What: broker.Vsock, Port: 7})
+			if err != nil {
+				return nil, err
+			}
+			return nil, c.Close()
+		},
 		"stats": func(context.Context, *control.Call) (any, error) {
 			return vmmStats{Exits: 42, NetReceived: 7, NetSent: 8}, nil
 		},
@@ -235,10 +260,15 @@ func (f *fakeVMM) methods() map[string]control.Handler {
 }
 
 func (f *fakeVMM) save(ctx context.Context, c *control.Call) (any, error) {
-	var p saveParams
-	if err := c.Params(&p); err != nil {
+	if err := c.Params(&struct{}{}); err != nil {
 		return nil, err
 	}
+	files, err := c.Files(2)
+	if err != nil {
+		return nil, err
+	}
+	f.command.Lock()
+	defer f.command.Unlock()
 	f.mu.Lock()
 	before := f.state
 	f.mu.Unlock()
@@ -255,17 +285,14 @@ func (f *fakeVMM) save(ctx context.Context, c *control.Call) (any, error) {
 			return nil, ctx.Err()
 		}
 	}
-	if err := snap.PublishDir(p.Dir, func(tmp string) error {
-		return errors.Join(os.WriteFile(filepath.Join(tmp, snap.StateName), []byte("state"), 0o600),
-			os.WriteFile(filepath.Join(tmp, snap.RAMName), []byte("ram"), 0o600))
-	}); err != nil {
-		return nil, err
-	}
 	if f.has("save=die") {
 		os.Exit(3)
 	}
-	if p.Stop && !f.has("save=stay") {
-		c.After(func() { f.end("closed", "saved") })
+	for i, content := range []string{"ram", "state"} {
+		if _, err := files[i].WriteString(content); err != nil {
+			return nil, err
+		}
+		files[i].Close()
 	}
 	return nil, nil
 }

@@ -55,6 +55,7 @@ type guest struct {
 	keys      map[string][]byte  // of encrypted disks
 	unplugged bool
 	change    uint64 // the newest that the VMM has told of
+	lacks     string // of its cell, as told last
 }
 
 // launched is what of a definition counts while the VMM runs that was started with it.
@@ -345,6 +346,7 @@ func (g *guest) clear() {
 	g.rec = record{Restarts: g.rec.Restarts}
 	g.m.stats.forget(g.name)
 	g.endDaemons()
+	g.removeCgroup()
 	for _, dir := range []string{g.overlayDir(), g.m.runDir(g.name)} {
 		if err := os.RemoveAll(dir); err != nil {
 			g.log.Warn("left over of the guest's machine", "err", err)

@@ -82,6 +82,7 @@ func TestKilledInEveryState(t *testing.T) {
 		"stopping":   {"power=ignore", []string{`stop_timeout = "2s"`}, "start stop", life.Stopping, life.Defined, false},
 		"rebooting":  {"power=ignore", []string{`stop_timeout = "2s"`}, "start reboot", life.Stopping, life.Running, false},
 		"saving":     {"save=slow", nil, "start save", life.Saving, life.Running, true},
+		"ending":     {"quit=ignore", nil, "start save", life.Saving, life.Saved, false}, // the saved state is on the disk
 		"snapshot":   {"save=slow", nil, "start snapshot", life.Saving, life.Running, true},
 		"saved":      {"", nil, "start save", life.Saved, life.Saved, false},
 		"waiting":    {"", []string{`depends = ["net"]`}, "start", life.Waiting, life.Running, false},
@@ -111,6 +112,11 @@ func TestKilledInEveryState(t *testing.T) {
 			} else {
 				awaitRecord(t, r.dir, "g", tc.when)
 			}
+			for deadline := time.Now().Add(patience); name == "ending" && !r.exists("var/guests/g/suspended"); time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("is not saved")
+				}
+			}
 			v.kill()
 			before, _ := readRecord(filepath.Join(r.dir, "var/guests/g"))
 			r.open()
@@ -128,7 +134,7 @@ func TestKilledInEveryState(t *testing.T) {
 				r.must(r.Kill("g"))
 				r.state("g", life.Defined)
 			}
-			if left := glob(r.dir, "var/guests/*/"+tmpPrefix+"*"); left != nil {
+			if left := append(glob(r.dir, "var/guests/*/"+tmpPrefix+"*"), glob(r.dir, "var/guests/*/*.tmp-*")...); left != nil {
 				t.Errorf("left over: %v", left)
 			}
 		})

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/job"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
@@ -37,6 +38,7 @@ type Config struct {
 	RunDir    string // sockets, which do not: guests/NAME
 
 	Launcher Launcher
+	Cgroups  *cell.Parent // what VMMs' control groups are made in; nil: they have none
 
 	// Screen returns what a guest shows, over the socket of its display. nil: there are no thumbnails.
 	Screen func(ctx context.Context, socket string) (image.Image, error)
@@ -68,6 +70,7 @@ type Manager struct {
 	wg     sync.WaitGroup
 
 	defining sync.Mutex // held while the set of definitions changes; before mu
+	naming   sync.Mutex // held while a user is chosen
 
 	poolsMu sync.Mutex
 	pools   map[string]*openPool

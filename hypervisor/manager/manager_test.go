@@ -533,7 +533,7 @@ func TestSave(t *testing.T) {
 
 func TestSaveFails(t *testing.T) {
 	for words, want := range map[string]life.State{
-		"save=fail": life.Running, "save=slow": life.Running, "save=die": life.Saved, "save=stay": life.Saved,
+		"save=fail": life.Running, "save=slow": life.Running, "save=die": life.Crashed, "quit=ignore": life.Saved,
 	} {
 		t.Run(words, func(t *testing.T) {
 			r := newRig(t)
@@ -562,7 +562,7 @@ func TestSaveFails(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			r.state("a", want)
-			if want == life.Saved {
+			if want != life.Running {
 				r.must(r.Start("a"))
 				return
 			}

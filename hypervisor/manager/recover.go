@@ -2,6 +2,7 @@ package manager
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
+	"github.com/lodgehv/lodge/hypervisor/snap"
 	"github.com/lodgehv/lodge/internal/procstat"
 )
 
@@ -59,6 +61,9 @@ func (g *guest) removeTemporary() {
 			g.log.Warn("left over", "err", err)
 		}
 	}
+	if err := snap.RemoveLeftovers(g.suspendedDir()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		g.log.Warn("left over", "err", err)
+	}
 	if g.def != nil && g.busy == "" { // else those of disks are what a snapshot is put back from
 		for _, k := range g.def.Disks {
 			if k.Path != "" {
@@ -102,11 +107,11 @@ func (g *guest) findVMM() {
 	}
 	g.proc, g.ready, g.change = p, g.rec.Ready, 0
 	g.running.def = g.startedAs()
-	if g.state == life.Saving { // the save ended with the connection over which it was asked for
+	if g.state == life.Saving && g.saved().IsZero() { // the save ended with the connection over which it was asked for
 		g.state, g.note = life.Running, "the manager was restarted while the guest was being saved: save it again"
 	}
 	g.log.Info("guest runs already", "pid", p.pid, "state", string(g.state))
-	g.attend()
+	g.attend(nil)
 }
 
 // startedAs returns the definition that the VMM was started with, as far as it is still known.
@@ -137,6 +142,8 @@ func (g *guest) carryOn() {
 		if g.proc != nil {
 			g.pressPower()
 		}
+	case life.Saving:
+		g.endSaved()
 	case life.Running, life.Paused:
 		if g.rec.Resume {
 			g.rec.Resume = false

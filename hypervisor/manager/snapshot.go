@@ -15,6 +15,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
+	"github.com/lodgehv/lodge/hypervisor/manager/vmm"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 )
 
@@ -26,12 +27,6 @@ var (
 
 // maxSnapshots bounds how many there are of one guest.
 const maxSnapshots = 1000
-
-// saveParams are the parameters of the VMM's method "save".
-type saveParams struct {
-	Dir  string `json:"dir"`
-	Stop bool   `json:"stop,omitempty"`
-}
 
 // Save saves a guest with its memory and ends it; the next start goes on from there. To cancel the job lets it run on.
 func (m *Manager) Save(name string) (job uint64, err error) {
@@ -82,23 +77,28 @@ func (g *guest) tellSave() {
 	}
 	g.begin(func(ctx context.Context, number uint64) {
 		g.m.keepPicture(ctx, display, g.suspendedDir()+".png")
-		err := g.call(ctx, 0, "save", saveParams{g.suspendedDir(), true}, nil, report(op))
+		err := g.holdStill(ctx)
 		if err == nil {
-			if !g.endsWithin(ctx, quitLimit) && ctx.Err() == nil {
-				g.do(func() {
-					if g.task == number {
-						g.unplug() // the state is on the disk
-					}
-				})
-			}
+			err = g.saveMemory(ctx, g.suspendedDir(), op)
+		}
+		if err != nil {
+			g.dropSaved() // it may be whole all the same
+			g.goesOn(number, fmt.Errorf("save: %w", err))
 			return
 		}
-		g.goesOn(number, fmt.Errorf("save: %w", err))
+		g.do(func() {
+			if g.task == number {
+				g.endSaved()
+			}
+		})
 	})
 }
 
-func report(op *progress) func(control.Progress) {
-	return func(p control.Progress) { op.set(int64(p.Done), int64(p.Total)) }
+// endSaved ends the VMM of a guest whose saved state is on the disk.
+func (g *guest) endSaved() {
+	g.rec.Resume = false
+	g.save()
+	g.unplug()
 }
 
 // display returns the socket of the guest's display, or "".
@@ -112,10 +112,12 @@ func (g *guest) display() string {
 // settleLimit is how long a VMM may take to end a save that was cancelled.
 const settleLimit = 30 * time.Second
 
-// goesOn tells that a save is over and how the guest is now. err, which may be nil, is why it has failed.
+// goesOn lets a guest that was paused to be saved run on, and tells how it is now. err, which may be nil, is why the save has
+// failed.
 func (g *guest) goesOn(number uint64, err error) {
 	ctx, cancel := context.WithTimeout(g.m.ctx, settleLimit)
 	defer cancel()
+	err = errors.Join(err, g.letRun(number))
 	st, e := g.status(ctx)
 	for e == nil && st.State == "saving" {
 		select {
@@ -310,6 +312,43 @@ func (g *guest) tellSnapshot() {
 	})
 }
 
+// holdStill pauses a guest. letRun, or the next manager, lets it run on if it did.
+func (g *guest) holdStill(ctx context.Context) error {
+	st, err := g.status(ctx)
+	if err != nil || st.State != "running" {
+		return err
+	}
+	g.do(func() { // before it is: whoever comes after us resumes it
+		g.rec.Resume = true
+		g.save()
+	})
+	return g.call(ctx, commandLimit, "pause", nil, nil, nil)
+}
+
+// letRun lets a guest run on that the task of that number has paused.
+func (g *guest) letRun(number uint64) error {
+	resume := false
+	g.do(func() { resume = g.task == number && g.rec.Resume })
+	if !resume {
+		return nil
+	}
+	err := g.call(g.m.ctx, commandLimit, "resume", nil, nil, nil)
+	if err == nil {
+		g.do(func() {
+			if g.task == number {
+				g.rec.Resume = false
+				g.save()
+			}
+		})
+	}
+	return err
+}
+
+// saveMemory saves a guest, which holdStill has paused, to dir.
+func (g *guest) saveMemory(ctx context.Context, dir string, op *progress) error {
+	return vmm.Save(ctx, g.control(), dir, func(p control.Progress) { op.set(int64(p.Done), int64(p.Total)) })
+}
+
 // still keeps a guest that runs still while its disks are copied.
 type still struct {
 	g      *guest
@@ -320,48 +359,15 @@ type still struct {
 
 // begin pauses the guest, and saves its memory to the snapshot that is being made in tmp.
 func (s *still) begin(ctx context.Context, tmp string) error {
-	g := s.g
-	g.m.keepPicture(ctx, g.info.Load().Display, filepath.Join(tmp, pictureName))
-	st, err := g.status(ctx)
-	if err != nil {
+	s.g.m.keepPicture(ctx, s.g.info.Load().Display, filepath.Join(tmp, pictureName))
+	if err := s.g.holdStill(ctx); err != nil || !s.memory {
 		return err
 	}
-	if st.State == "running" {
-		g.do(func() { // before it is: whoever comes after us resumes it
-			g.rec.Resume = true
-			g.save()
-		})
-		if err := g.call(ctx, commandLimit, "pause", nil, nil, nil); err != nil {
-			return err
-		}
-	}
-	if !s.memory {
-		return nil
-	}
-	return g.call(ctx, 0, "save", saveParams{Dir: filepath.Join(tmp, memoryName)}, nil, report(s.op))
+	return s.g.saveMemory(ctx, filepath.Join(tmp, memoryName), s.op)
 }
 
 // end lets the guest run on, if it did.
-func (s *still) end() error {
-	g := s.g
-	resume := false
-	g.do(func() { resume = g.task == s.number && g.rec.Resume })
-	if !resume {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(g.m.ctx, commandLimit)
-	defer cancel()
-	err := g.call(ctx, commandLimit, "resume", nil, nil, nil)
-	if err == nil {
-		g.do(func() {
-			if g.task == s.number {
-				g.rec.Resume = false
-				g.save()
-			}
-		})
-	}
-	return err
-}
+func (s *still) end() error { return s.g.letRun(s.number) }
 
 // makeSnapshot makes the snapshot of that name, all or nothing. live, which is nil for a guest that is off, keeps it still
 // meanwhile; that is for as short as possible.

@@ -5,13 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
+	"github.com/lodgehv/lodge/internal/broker"
 )
 
 // Restarts.
@@ -141,14 +145,12 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 			return err
 		}
 	}
-	l := Launch{
-		Guest: g.name, Definition: filepath.Join(g.dir(), "vmm.toml"), Outcome: filepath.Join(g.dir(), outcomeName), Shares: def.Shares,
-	}
+	l := Launch{Definition: &vmm, File: filepath.Join(g.dir(), "vmm.toml"), Outcome: filepath.Join(g.dir(), outcomeName)}
 	text, err := vmm.Marshal()
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(l.Definition, text, 0o600); err != nil {
+	if err := os.WriteFile(l.File, text, 0o600); err != nil {
 		return err
 	}
 	if err := os.WriteFile(l.Outcome, nil, 0o600); err != nil {
@@ -166,31 +168,61 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 		return err
 	}
 	defer l.Log.Close()
+	if l.UID, err = g.m.uid(g.dir()); err != nil {
+		return err
+	}
+	if l.Cgroup, err = g.newCgroup(def.Shares); err != nil {
+		return err
+	}
+	defer l.Cgroup.Close()
+	asks, ask, err := broker.Pair()
+	if err != nil {
+		return err
+	}
+	defer ask.Close()
+	l.Broker = ask
 	serialFrom := fileSize(def.SerialLog())
 	recorded := false
-	err = g.m.cfg.Launcher.Launch(ctx, l, func(pid int) (err error) {
+	err = g.m.cfg.Launcher.Launch(ctx, l, func(pid int, lacks []cell.Lack) (err error) {
 		if !g.do(func() {
 			if g.task != number || g.state != life.Starting {
 				err = errStopped
 				return
 			}
-			if err = g.enter(pid, def, tag, serialFrom); err == nil {
+			if err = g.enter(pid, def, tag, serialFrom, asks); err == nil {
 				recorded = true
+				g.tellLacks(lacks)
 			}
 		}) {
 			err = ErrClosed
 		}
 		return err
 	})
-	if recorded && err != nil {
+	switch {
+	case !recorded:
+		asks.Close()
+	case err != nil:
 		g.log.Error("VMM", "err", err)
 		return nil
 	}
 	return err
 }
 
+// tellLacks tells what the cell of the guest's VMM has to do without, once and when it is something else.
+func (g *guest) tellLacks(lacks []cell.Lack) {
+	var all []string
+	for _, l := range lacks {
+		all = append(all, l.String())
+	}
+	text := strings.Join(all, "; ")
+	if text != g.lacks && text != "" {
+		g.report("its cell does without: %s", text)
+	}
+	g.lacks = text
+}
+
 // enter puts a process on record that is about to become the guest's VMM.
-func (g *guest) enter(pid int, def *store.Guest, tag string, serialFrom int64) error {
+func (g *guest) enter(pid int, def *store.Guest, tag string, serialFrom int64, asks *net.UnixConn) error {
 	p, err := openProcess(pid, 0)
 	if err != nil {
 		return err
@@ -203,7 +235,7 @@ func (g *guest) enter(pid int, def *store.Guest, tag string, serialFrom int64) e
 		p.close()
 		return err
 	}
-	g.attend()
+	g.attend(asks)
 	g.publish()
 	return nil
 }

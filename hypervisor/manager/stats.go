@@ -29,7 +29,7 @@ const (
 type Sample struct {
 	Time   time.Time
 	CPU    time.Duration // of all processors, since the VMM was started
-	Memory uint64        // bytes that are resident
+	Memory uint64        // bytes that its control group has, with the page cache of its files; without one, that are resident
 
 	DiskRead, DiskWritten uint64 // bytes, since the VMM was started
 	NetReceived, NetSent  uint64 // the same, as the guest sees it
@@ -177,6 +177,14 @@ func measure(ctx context.Context, g *guest, pid int) (x Sample, err error) {
 		return x, err
 	}
 	x = Sample{Time: time.Now(), CPU: st.CPU, Memory: st.Resident}
+	if p := g.m.cfg.Cgroups; p != nil {
+		if u, err := p.Usage(g.cgroupName()); err == nil { // not of a VMM that was started without one
+			x.CPU = u.CPU
+			if u.Memory != 0 {
+				x.Memory = u.Memory
+			}
+		}
+	}
 	x.DiskRead, x.DiskWritten = ioBytes(pid)
 	var vmm vmmStats
 	if err := g.call(ctx, statsLimit, "stats", nil, &vmm, nil); err == nil {

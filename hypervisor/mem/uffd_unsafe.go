@@ -37,13 +37,6 @@ const (
 	needPrivilege           = "lazy restore serves page faults of the kernel: run with CAP_SYS_PTRACE, allow access to /dev/userfaultfd, set the sysctl vm.unprivileged_userfaultfd to 1, or restore privately"
 )
 
-// Requests returns the numbers of all ioctls that Lazy issues: a process that is held to a list of system calls needs them.
-func Requests() []uint32 {
-	return []uint32{
-		userfaultfdIocNew, uffdioAPI, uffdioRegister, uffdioUnregister, uffdioWake, uffdioCopy, uffdioZeropage,
-	}
-}
-
 type uffdioRange struct{ start, len uint64 }
 
 // newUffd makes a userfaultfd that also serves faults of the kernel: a UFFD_USER_MODE_ONLY one, which needs no privilege,

@@ -32,7 +32,7 @@ func publish(dir string, write func(tmp string) error, at func(step string)) err
 	if err := onlySaved(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("save to %s: %w", dir, err)
 	}
-	if err := removeLeftovers(dir); err != nil {
+	if err := RemoveLeftovers(dir); err != nil {
 		return err
 	}
 	at("mkdir")
@@ -87,8 +87,9 @@ func swap(tmp, dir string) error {
 	return nil
 }
 
-// removeLeftovers removes temporary directories that nobody writes to any more: their locks ended with their processes.
-func removeLeftovers(dir string) error {
+// RemoveLeftovers removes what calls of PublishDir for dir have left that were interrupted: temporary directories whose locks
+// ended with their processes.
+func RemoveLeftovers(dir string) error {
 	entries, err := os.ReadDir(filepath.Dir(dir))
 	if err != nil {
 		return fmt.Errorf("save to %s: %w", dir, err)

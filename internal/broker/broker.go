@@ -15,6 +15,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,7 @@ import (
 // Request says what to connect to.
 type Request struct {
 	ID   uint64 `json:"id"`
-	What string `json:"what"` // Vsock or NIC
+	What string `json:"what"` // Vsock, NIC or Disk
 	Port uint32 `json:"port,omitempty"`
 	Name string `json:"name,omitempty"`
 }
@@ -32,6 +33,7 @@ type Request struct {
 const (
 	Vsock = "vsock" // the program of the host behind port Port
 	NIC   = "nic"   // the network of the guest's card Name
+	Disk  = "disk"  // the process that serves the guest's disk Name
 )
 
 type answer struct {
@@ -119,24 +121,35 @@ func reply(c *net.UnixConn, id uint64, f *os.File, err error) error {
 // writeLimit bounds how long an answer waits for a process that asks and does not listen.
 const writeLimit = 5 * time.Second
 
-// Client asks.
+// Client asks. The zero value has nobody to ask: its requests fail.
 type Client struct {
+	c  atomic.Pointer[net.UnixConn]
 	mu sync.Mutex // one request at a time
-	c  *net.UnixConn
 	id uint64
 }
 
-// NewClient takes over the end of Pair that asks.
-func NewClient(f *os.File) (*Client, error) {
-	c, err := conn(f)
+// errNobody is why a request fails.
+var errNobody = errors.New("broker: there is nobody to ask")
+
+// Use takes over the end of Pair that asks, in place of the one before, whose request, if there is one, fails.
+func (c *Client) Use(f *os.File) error {
+	sock, err := conn(f)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &Client{c: c}, nil
+	if old := c.c.Swap(sock); old != nil {
+		old.Close()
+	}
+	return nil
 }
 
 // Close closes the socket: requests fail from then on.
-func (c *Client) Close() error { return c.c.Close() }
+func (c *Client) Close() error {
+	if sock := c.c.Swap(nil); sock != nil {
+		return sock.Close()
+	}
+	return nil
+}
 
 // answerLimit bounds how long a request waits for its answer if ctx does not.
 const answerLimit = 5 * time.Second
@@ -150,10 +163,14 @@ func (c *Client) Dial(ctx context.Context, r Request) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	_ = c.c.SetDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() { _ = c.c.SetDeadline(time.Unix(1, 0)) })
+	conn := c.c.Load()
+	if conn == nil {
+		return nil, errNobody
+	}
+	_ = conn.SetDeadline(time.Time{})
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	f, err := c.ask(r)
+	f, err := c.ask(conn, r)
 	if err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
@@ -165,20 +182,20 @@ func (c *Client) Dial(ctx context.Context, r Request) (net.Conn, error) {
 }
 
 // ask sends r and returns the descriptor that comes for it. Answers to requests that were given up before are dropped.
-func (c *Client) ask(r Request) (*os.File, error) {
+func (c *Client) ask(conn *net.UnixConn, r Request) (*os.File, error) {
 	c.id++
 	r.ID = c.id
 	b, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.c.Write(b); err != nil {
+	if _, err := conn.Write(b); err != nil {
 		return nil, err
 	}
 	b = make([]byte, maxPacket)
 	oob := make([]byte, unix.CmsgSpace(4))
 	for {
-		n, oobn, _, _, err := c.c.ReadMsgUnix(b, oob)
+		n, oobn, _, _, err := conn.ReadMsgUnix(b, oob)
 		if err == nil && n == 0 {
 			err = io.EOF
 		}

@@ -29,8 +29,8 @@ func start(t *testing.T, connect func(context.Context, Request) (*os.File, error
 			t.Error(err)
 		}
 	})
-	c, err := NewClient(ask)
-	if err != nil {
+	c := new(Client)
+	if err := c.Use(ask); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
@@ -134,8 +134,8 @@ func TestGarbage(t *testing.T) {
 	if err := <-done; err == nil {
 		t.Error("garbage is no error")
 	}
-	c, err := NewClient(ask)
-	if err != nil {
+	c := new(Client)
+	if err := c.Use(ask); err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()

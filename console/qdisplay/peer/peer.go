@@ -308,6 +308,42 @@ func answer(done chan<- Reply, r Reply) {
 // are duplicated by the kernel and stay the caller's. An error has ended the connection.
 func (c *Conn) Send(h *Header, body []byte, fds ...int) error { return c.send(h, body, nil, fds) }
 
+// TrySend sends a message without a reply, as Send does, unless that would have to wait: then it returns false, and nothing was
+// sent. Messages of up to half of the socket's buffer, which has 200 KiB, do not wait in between either: the kernel takes
+// such a one whole or not at all.
+func (c *Conn) TrySend(h *Header, body []byte) (sent bool, err error) {
+	if !c.mu.TryLock() { // somebody else sends, and may wait
+		return false, nil
+	}
+	defer c.mu.Unlock()
+	if c.closed {
+		return false, ErrClosed
+	}
+	c.encode(h, len(body), 0)
+	c.head.buf = append(c.head.buf, body...)
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return false, c.broken(err)
+	}
+	n := 0
+	ended := raw.Control(func(fd uintptr) { // not Write, which knows of the deadline of the message before
+		n, err = unix.SendmsgN(int(fd), c.head.buf, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	})
+	switch {
+	case ended != nil:
+		return false, c.broken(ended)
+	case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR):
+		return false, nil
+	case err != nil:
+		return false, c.broken(err)
+	}
+	c.head.buf = append(c.head.buf[:0], c.head.buf[n:]...)
+	if err := c.write(nil, nil); err != nil {
+		return false, c.broken(err)
+	}
+	return true, nil
+}
+
 // Go sends a call, whose reply goes to done, which must have room for it.
 func (c *Conn) Go(h *Header, body []byte, done chan<- Reply, fds ...int) error {
 	return c.send(h, body, done, fds)
@@ -369,29 +405,42 @@ func (c *Conn) send(h *Header, body []byte, done chan<- Reply, fds []int) error 
 			return fmt.Errorf("%d calls wait for their replies", maxPending)
 		}
 	}
-	if c.serial++; c.serial == 0 {
-		c.serial = 1
-	}
+	c.encode(h, len(body), len(fds))
 	if done != nil {
 		c.pending[c.serial] = done
 	}
-	h.encode(&c.head, c.serial, len(body), len(fds))
 	if err := c.write(body, fds); err != nil {
 		delete(c.pending, c.serial)
-		c.closed = true // a part of the message may have gone
-		c.sock.Close()
-		return fmt.Errorf("sending a message: %w", err)
+		return c.broken(err)
 	}
 	return nil
 }
 
+// encode makes c.head the header of the next message.
+func (c *Conn) encode(h *Header, body, fds int) {
+	if c.serial++; c.serial == 0 {
+		c.serial = 1
+	}
+	h.encode(&c.head, c.serial, body, fds)
+}
+
+// broken ends the connection, by which a part of a message may have gone.
+func (c *Conn) broken(err error) error {
+	c.closed = true
+	c.sock.Close()
+	return fmt.Errorf("sending a message: %w", err)
+}
+
 // write writes c.head, the body, and the descriptors with the first byte.
 func (c *Conn) write(body []byte, fds []int) error {
-	c.sock.SetWriteDeadline(time.Now().Add(c.cfg.Timeout))
 	if len(body) <= copyBody {
 		c.head.buf, body = append(c.head.buf, body...), nil
 	}
 	first := c.head.buf
+	if len(first) == 0 {
+		return nil
+	}
+	c.sock.SetWriteDeadline(time.Now().Add(c.cfg.Timeout))
 	if len(fds) > 0 {
 		n, _, err := c.sock.WriteMsgUnix(first, unix.UnixRights(fds...), nil)
 		if err != nil {

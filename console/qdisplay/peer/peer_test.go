@@ -503,3 +503,61 @@ func TestAllocs(t *testing.T) {
 		t.Errorf("a call and its reply allocate %.1f times", allocs)
 	}
 }
+
+// TrySend sends until the other side does not keep up, and all of what it has taken arrives whole and in order.
+func TestTrySend(t *testing.T) {
+	release, got := make(chan struct{}), make(chan uint32, 1<<16)
+	server, client := connected(t, Config{Handler: func(m *Message) {
+		<-release
+		d, err := m.Args("u")
+		if err != nil {
+			t.Error(err)
+		}
+		got <- d.Uint32()
+	}}, Config{})
+	serve(t, server)
+	h := &Header{Type: MethodCall, Flags: NoReplyExpected, Path: "/x", Member: "Count", Signature: "u"}
+	var e Encoder
+	taken := uint32(0)
+	for {
+		e.Reset()
+		e.Uint32(taken)
+		sent, err := client.TrySend(h, e.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !sent {
+			break
+		}
+		taken++
+	}
+	if taken == 0 {
+		t.Fatal("it has taken nothing")
+	}
+	close(release)
+	if err := client.Send(h, e.Bytes()); err != nil { // the one that was not taken
+		t.Fatal(err)
+	}
+	for want := range taken + 1 {
+		if n := <-got; n != want {
+			t.Fatalf("message %d came where %d was next", n, want)
+		}
+	}
+	client.mu.Lock()
+	if sent, err := client.TrySend(h, e.Bytes()); sent || err != nil {
+		t.Errorf("while another sends: %v, %v", sent, err)
+	}
+	client.mu.Unlock()
+	if err := client.sock.SetWriteDeadline(time.Unix(1, 0)); err != nil { // that of a message long ago
+		t.Fatal(err)
+	}
+	if sent, err := client.TrySend(h, e.Bytes()); !sent || err != nil {
+		t.Errorf("after the deadline of the message before: %v, %v", sent, err)
+	}
+	client.Close()
+	for _, want := range []error{net.ErrClosed, ErrClosed} {
+		if sent, err := client.TrySend(h, e.Bytes()); sent || !errors.Is(err, want) {
+			t.Errorf("a closed connection: %v, %v, want %v", sent, err, want)
+		}
+	}
+}

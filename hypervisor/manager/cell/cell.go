@@ -51,6 +51,15 @@ type Spec struct {
 	Limits Limits
 	Cgroup *Cgroup // where it runs; nil is the caller's
 
+	// HostNetwork leaves the program in the caller's network, where it may make connections but listen to none: for a helper
+	// whose work they are.
+	HostNetwork bool
+
+	// Record, if it is not nil, is called with the number of the program's process, as the caller sees it, when the cell is
+	// whole. Only if it returns nil the program is executed: whenever the caller is killed, either Record has been called or
+	// the process ends by itself.
+	Record func(pid int, lacks []Lack) error
+
 	// Strict makes any Lack an error.
 	Strict bool
 }
@@ -99,6 +108,7 @@ type order struct {
 	Args, Env, Names []string
 	UID              uint32
 	User             bool // a user namespace: UID does not count
+	HostNetwork      bool
 	Limits           Limits
 }
 
@@ -126,7 +136,7 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 }
 
 func start(ctx context.Context, s *Spec) (*Process, error) {
-	o := order{Args: s.Args, Env: s.Env, UID: s.UID, Limits: s.Limits, User: os.Geteuid() != 0}
+	o := order{Args: s.Args, Env: s.Env, UID: s.UID, Limits: s.Limits, HostNetwork: s.HostNetwork, User: os.Geteuid() != 0}
 	if err := s.check(); err != nil {
 		return nil, err
 	}
@@ -151,6 +161,9 @@ func start(ctx context.Context, s *Spec) (*Process, error) {
 
 	var lacks []Lack
 	attr := &syscall.SysProcAttr{Cloneflags: namespaces, Setsid: true}
+	if s.HostNetwork {
+		attr.Cloneflags &^= unix.CLONE_NEWNET
+	}
 	if o.User {
 		attr.Cloneflags |= unix.CLONE_NEWUSER
 		attr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
@@ -168,11 +181,16 @@ func start(ctx context.Context, s *Spec) (*Process, error) {
 		return nil, explain(err, o.User)
 	}
 	theirs.Close()
-	r, err := converse(ctx, ours, &o)
-	lacks = append(lacks, r.Lacks...)
-	if err == nil && s.Strict && len(lacks) > 0 {
-		err = fmt.Errorf("it is not to lack anything: %v", lacks)
-	}
+	err = converse(ctx, ours, &o, func(more []Lack) error {
+		lacks = append(lacks, more...)
+		switch {
+		case s.Strict && len(lacks) > 0:
+			return fmt.Errorf("it is not to lack anything: %v", lacks)
+		case s.Record != nil:
+			return s.Record(p.Pid, lacks)
+		}
+		return nil
+	})
 	if err != nil {
 		_ = p.Kill() // it may have ended, which is what is wanted
 		_, e := p.Wait()
@@ -235,34 +253,40 @@ func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
 	return c.(*net.UnixConn), theirs, nil // of AF_UNIX it is one
 }
 
-// converse tells the init what to do, and returns what it reports. An init that says nothing of an error and closes its socket
-// has executed the program.
-func converse(ctx context.Context, c *net.UnixConn, o *order) (r report, err error) {
+// converse tells the init what to do. It calls ready when the cell is whole, and has the program executed if that returns nil.
+// An init that says nothing of an error and closes its socket has executed it.
+func converse(ctx context.Context, c *net.UnixConn, o *order, ready func(lacks []Lack) error) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
-	err = json.NewEncoder(c).Encode(o)
-	if err == nil {
-		err = c.CloseWrite()
-	}
-	if err == nil {
-		in := json.NewDecoder(io.LimitReader(c, 64<<10))
-		if err = in.Decode(&r); err == nil && r.Error == "" {
-			var more report // comes if the program cannot be executed
-			if e := in.Decode(&more); e == nil {
-				r.Error = more.Error
-			} else if !errors.Is(e, io.EOF) {
-				err = e
-			}
+	in, out := json.NewDecoder(io.LimitReader(c, 64<<10)), json.NewEncoder(c)
+	early := func(err error) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
+		return fmt.Errorf("its init has ended early (%w): does the program call cell.RunInit?", err)
 	}
-	switch {
-	case ctx.Err() != nil:
-		return r, ctx.Err()
-	case r.Error != "":
-		return r, errors.New(r.Error)
+	var r report
+	if err := out.Encode(o); err != nil {
+		return early(err)
+	}
+	if err := in.Decode(&r); err != nil {
+		return early(err)
+	}
+	if r.Error != "" {
+		return errors.New(r.Error)
+	}
+	if err := ready(r.Lacks); err != nil {
+		return err
+	}
+	if err := out.Encode(true); err != nil {
+		return early(err)
+	}
+	switch err := in.Decode(&r); { // comes if the program cannot be executed
+	case errors.Is(err, io.EOF):
+		return nil
 	case err != nil:
-		return r, fmt.Errorf("its init has ended early (%w): does the program call cell.RunInit?", err)
+		return early(err)
 	}
-	return r, nil
+	return errors.New(r.Error)
 }

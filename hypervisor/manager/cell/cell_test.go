@@ -585,6 +585,75 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// A program whose number cannot be recorded never runs.
+func TestNotRecorded(t *testing.T) {
+	needRoot(t)
+	program, _ := openProbe(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	failed := errors.New("the disk is full")
+	number := 0
+	_, err = Start(t.Context(), Spec{Program: program, Args: []string{"probe", "sleep", "{}"}, UID: testUID, Stdout: w,
+		Record: func(pid int, lacks []Lack) error {
+			if number = pid; len(lacks) == 0 { // there is no control group
+				t.Error("nothing is lacking")
+			}
+			return failed
+		}})
+	w.Close()
+	if !errors.Is(err, failed) {
+		t.Error(err)
+	}
+	if out, err := io.ReadAll(r); err != nil || len(out) > 0 {
+		t.Errorf("it has run: %q, %v", out, err)
+	}
+	if err := unix.Kill(number, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("process %d: %v", number, err)
+	}
+}
+
+// Whoever is killed before he has recorded the number leaves no process behind.
+func TestCallerKilled(t *testing.T) {
+	needRoot(t)
+	program, _ := openProbe(t)
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestAsVictim$")
+	cmd.Env = append(os.Environ(), "LODGE_TEST_VICTIM=1")
+	cmd.ExtraFiles = []*os.File{program}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	_, err = fmt.Fscan(out, &pid)
+	fd, err2 := unix.PidfdOpen(pid, 0)
+	cmd.Process.Kill()
+	cmd.Wait()
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20000); n != 1 {
+		unix.Kill(pid, unix.SIGKILL)
+		t.Errorf("process %d does not end: %v", pid, err)
+	}
+}
+
+// TestAsVictim is what TestCallerKilled kills.
+func TestAsVictim(t *testing.T) {
+	if os.Getenv("LODGE_TEST_VICTIM") == "" {
+		return
+	}
+	_, err := Start(t.Context(), Spec{Program: os.NewFile(3, "probe"), Args: []string{"probe", "sleep", "{}"}, UID: testUID,
+		Record: func(pid int, _ []Lack) error { fmt.Println(pid); select {} }})
+	t.Fatal(err)
+}
+
 // BenchmarkStart is the time from Start until the program says that it is there, and the same without a cell.
 func BenchmarkStart(b *testing.B) {
 	if os.Geteuid() != 0 {

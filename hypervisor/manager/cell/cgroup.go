@@ -157,8 +157,8 @@ func (p *Parent) NewCgroup(name string, l GroupLimits) (*Cgroup, error) {
 		return nil, fmt.Errorf("control group %q: no name for one", name)
 	}
 	path := filepath.Join(p.dir, name)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("control group: %w: something runs in it", err)
+	if err := p.RemoveCgroup(name); err != nil {
+		return nil, err
 	}
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, cgroupError(err)
@@ -256,9 +256,34 @@ type Usage struct {
 	Memory uint64        // bytes; 0 if the memory controller is lacking
 }
 
+// RemoveCgroup removes the group of that name, if there is one. What ran in it has ended; that it is gone for good may take
+// the kernel a moment.
+func (p *Parent) RemoveCgroup(name string) error {
+	for deadline := time.Now().Add(goneLimit); ; time.Sleep(goneRetry) {
+		err := os.Remove(filepath.Join(p.dir, name))
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return fmt.Errorf("control group: %w: something runs in it", err)
+		}
+	}
+}
+
+// How long the end of what runs in a group is waited for, and how often it is looked at.
+const (
+	goneLimit = 200 * time.Millisecond
+	goneRetry = 5 * time.Millisecond
+)
+
+// Usage returns what the group of that name uses.
+func (p *Parent) Usage(name string) (Usage, error) { return usage(filepath.Join(p.dir, name)) }
+
 // Usage returns what the group uses.
-func (g *Cgroup) Usage() (u Usage, err error) {
-	b, err := os.ReadFile(g.path("cpu.stat"))
+func (g *Cgroup) Usage() (Usage, error) { return usage(g.dir.Name()) }
+
+func usage(dir string) (u Usage, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, "cpu.stat"))
 	if err != nil {
 		return u, fmt.Errorf("control group: %w", err)
 	}
@@ -271,7 +296,7 @@ func (g *Cgroup) Usage() (u Usage, err error) {
 			u.CPU = time.Duration(us) * time.Microsecond
 		}
 	}
-	b, err = os.ReadFile(g.path("memory.current"))
+	b, err = os.ReadFile(filepath.Join(dir, "memory.current"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return u, nil
 	}
@@ -282,6 +307,13 @@ func (g *Cgroup) Usage() (u Usage, err error) {
 		return u, fmt.Errorf("control group: %w", err)
 	}
 	return u, nil
+}
+
+// Close lets go of the group, which stays. It may be nil.
+func (g *Cgroup) Close() {
+	if g != nil {
+		g.dir.Close()
+	}
 }
 
 // Remove removes the group. It waits until what ran in it is gone for good, which may be a moment after its Wait.

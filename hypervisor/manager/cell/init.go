@@ -32,7 +32,8 @@ func runInit(files string) int {
 	}
 	f := os.NewFile(uintptr(firstFile+n+1), "socket to the caller")
 	var o order
-	if err := json.NewDecoder(f).Decode(&o); err != nil || len(o.Names) != n {
+	in := json.NewDecoder(f)
+	if err := in.Decode(&o); err != nil || len(o.Names) != n {
 		return 1
 	}
 	out := json.NewEncoder(f)
@@ -42,6 +43,10 @@ func runInit(files string) int {
 		return 1
 	}
 	if out.Encode(report{Lacks: lacks}) != nil {
+		return 1
+	}
+	var proceed bool // when the caller wants so; if it is killed before, that is our end
+	if in.Decode(&proceed) != nil || !proceed {
 		return 1
 	}
 	err = execute(&o)

@@ -60,6 +60,7 @@ var (
 		{5, unix.LANDLOCK_ACCESS_FS_IOCTL_DEV, "ioctls of devices"},
 	}
 	landlockNet   = []landlockRight{{4, unix.LANDLOCK_ACCESS_NET_BIND_TCP | unix.LANDLOCK_ACCESS_NET_CONNECT_TCP, "TCP"}}
+	landlockBind  = []landlockRight{{4, unix.LANDLOCK_ACCESS_NET_BIND_TCP, "TCP"}} // of who makes connections
 	landlockScope = []landlockRight{{6, unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL, "abstract sockets and signals"}}
 )
 
@@ -76,10 +77,14 @@ func landlock(o *order) ([]Lack, error) {
 	}
 	var attr unix.LandlockRulesetAttr
 	var missing []string
+	tcp := landlockNet
+	if o.HostNetwork {
+		tcp = landlockBind
+	}
 	for _, kind := range []struct {
 		field *uint64
 		all   []landlockRight
-	}{{&attr.Handled_access_fs, landlockFiles}, {&attr.Handled_access_net, landlockNet}, {&attr.Scoped, landlockScope}} {
+	}{{&attr.Handled_access_fs, landlockFiles}, {&attr.Handled_access_net, tcp}, {&attr.Scoped, landlockScope}} {
 		for _, a := range kind.all {
 			if int(abi) >= a.abi {
 				*kind.field |= a.access

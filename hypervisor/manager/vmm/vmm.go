@@ -24,15 +24,17 @@ type Guest struct {
 	Definition *definition.Definition
 	File       string // absolute path of the definition, for messages
 	Restore    string // directory of a saved state to go on from; empty for a fresh start
-	Shared     bool   // with Restore: memory is filled lazily, and can be shared with other processes
 
 	// IgnoreDiskChanges has a state restored though a disk was written to since.
 	IgnoreDiskChanges bool
 	// LogSyscalls has the kernel log the system calls that lodge-vmm should not need, and allow them.
 	LogSyscalls bool
 
+	// Outcome is a file that is told how the guest ended; empty is none.
+	Outcome string
+
 	// Broker is the end of a broker.Pair that asks; nil leaves the guest without the host's vsock ports, and its network cards
-	// without another connection after their first.
+	// and disks of other processes without another connection after their first, until it is given one (method "broker").
 	Broker *os.File
 
 	// Stdio is where a serial port of mode "stdio" writes to; nil is nobody.
@@ -41,7 +43,7 @@ type Guest struct {
 
 // Open opens all that g needs. The caller closes the files: those that were opened are returned also with an error.
 func Open(g *Guest) ([]cell.File, error) {
-	o := opener{restored: g.Restore != ""}
+	var o opener
 	err := o.all(g)
 	return o.files, err
 }
@@ -55,13 +57,15 @@ func Close(files []cell.File) error {
 	return errors.Join(errs...)
 }
 
-// Start starts g in a cell. Of s, Program, Args and Files are set here, from program, which is lodge-vmm.
+// Start starts g in a cell. Of s, Program, Args, Files and Limits are set here; program is lodge-vmm.
 func Start(ctx context.Context, g *Guest, program *os.File, s cell.Spec) (*cell.Process, error) {
 	files, err := Open(g)
 	var p *cell.Process
 	if err == nil {
 		s.Program, s.Args, s.Files = program, g.args(), files
-		p, err = cell.Start(ctx, s)
+		if s.Limits, err = g.limits(files); err == nil {
+			p, err = cell.Start(ctx, s)
+		}
 	}
 	if err := errors.Join(err, Close(files)); err != nil {
 		return nil, fmt.Errorf("guest %s: %w", g.Definition.Name, err)
@@ -69,14 +73,34 @@ func Start(ctx context.Context, g *Guest, program *os.File, s cell.Spec) (*cell.
 	return p, nil
 }
 
+// What lodge-vmm needs beside the guest's memory, in bytes: private memory of its own; and files, which screens are, too.
+const (
+	ownData = 512 << 20
+	ownFile = 1 << 30
+)
+
+// limits bounds what lodge-vmm can take where there is no control group. No file, such as a log, grows larger than the guest's
+// largest disk, or its memory, which is saved to one.
+func (g *Guest) limits(files []cell.File) (l cell.Limits, err error) {
+	l.Data = uint64(g.Definition.Memory) + ownData
+	l.FileSize = uint64(g.Definition.Memory) + ownFile
+	for _, f := range files {
+		st, err := f.File.Stat()
+		if err != nil {
+			return l, fmt.Errorf("%s: %w", f.Name, err)
+		}
+		if size := uint64(st.Size()); st.Mode().IsRegular() {
+			l.FileSize = max(l.FileSize, size)
+		}
+	}
+	return l, nil
+}
+
 // args is lodge-vmm's command line.
 func (g *Guest) args() []string {
-	a := []string{"lodge-vmm", "run", g.File}
+	a := []string{"lodge-vmm", "run"}
 	if g.Restore != "" {
-		a = []string{"lodge-vmm", "restore", g.Restore}
-		if g.Shared {
-			a = append(a, "--shared")
-		}
+		a = append(a, "--restore", g.Restore)
 		if g.IgnoreDiskChanges {
 			a = append(a, "--ignore-disk-changes")
 		}
@@ -84,13 +108,12 @@ func (g *Guest) args() []string {
 	if g.LogSyscalls {
 		a = append(a, "--log-syscalls")
 	}
-	return a
+	return append(a, g.File)
 }
 
 // opener opens files until one cannot be opened.
 type opener struct {
-	files    []cell.File
-	restored bool
+	files []cell.File
 }
 
 func (o *opener) all(g *Guest) error {
@@ -125,22 +148,20 @@ func (o *opener) start(g *Guest, d *definition.Definition) error {
 	if err := o.open("kvm", "/dev/kvm", os.O_RDWR); err != nil {
 		return err
 	}
-	if o.restored { // the definition is in the state
-		err := errors.Join(o.open("saved.state", filepath.Join(g.Restore, snap.StateName), os.O_RDONLY),
-			o.open("saved.ram", filepath.Join(g.Restore, snap.RAMName), os.O_RDONLY))
-		if g.Shared {
-			err = errors.Join(err, o.open("userfaultfd", "/dev/userfaultfd", os.O_RDWR))
-		}
-		if err != nil {
-			return err
-		}
-	} else {
-		f, err := text("definition", d)
-		if err := o.add("definition", f, err); err != nil {
+	f, err := text("definition", d)
+	if err := o.add("definition", f, err); err != nil {
+		return err
+	}
+	if g.Restore != "" {
+		if err := errors.Join(o.open("saved.state", filepath.Join(g.Restore, snap.StateName), os.O_RDONLY),
+			o.open("saved.ram", filepath.Join(g.Restore, snap.RAMName), os.O_RDONLY)); err != nil {
 			return err
 		}
 	}
-	err := errors.Join(o.open("kernel", d.Boot.Kernel, os.O_RDONLY), o.open("initrd", d.Boot.Initrd, os.O_RDONLY),
+	if err := o.open("outcome", g.Outcome, os.O_WRONLY|os.O_CREATE|os.O_TRUNC); err != nil {
+		return err
+	}
+	err = errors.Join(o.open("kernel", d.Boot.Kernel, os.O_RDONLY), o.open("initrd", d.Boot.Initrd, os.O_RDONLY),
 		o.open("firmware", d.Boot.Firmware, os.O_RDONLY))
 	if d.Display != nil {
 		err = errors.Join(err, o.open("vgarom", d.Display.ROM, os.O_RDONLY))
@@ -181,7 +202,11 @@ func dup(f *os.File) (*os.File, error) {
 func (o *opener) disks(_ *Guest, d *definition.Definition) error {
 	for _, k := range d.Disks {
 		if k.Socket != "" {
-			return fmt.Errorf("disk %q: a guest in a cell reaches no socket: give it an image", k.Name)
+			f, err := Connect(k.Socket)
+			if err := o.add("disk."+k.Name, f, err); err != nil {
+				return fmt.Errorf("%w: is its storage daemon running?", err)
+			}
+			continue
 		}
 		flags := os.O_RDWR
 		if k.ReadOnly {
@@ -196,24 +221,26 @@ func (o *opener) disks(_ *Guest, d *definition.Definition) error {
 
 func (o *opener) nics(_ *Guest, d *definition.Definition) error {
 	for _, n := range d.NICs {
-		var f *os.File
-		var err error
 		if n.Tap != "" {
-			f, err = virtionet.AttachTap(n.Tap)
-		} else {
-			f, err = connect(n.Socket)
+			f, err := virtionet.AttachTap(n.Tap)
+			if err := o.add("nic."+n.Name, f, err); err != nil {
+				return err
+			}
+			continue
 		}
+		f, err := Connect(n.Socket)
 		if err := o.add("nic."+n.Name, f, err); err != nil {
-			return err
+			return fmt.Errorf("%w: is passt or gvproxy running?", err)
 		}
 	}
 	return nil
 }
 
-func connect(path string) (*os.File, error) {
+// Connect returns a connection to the Unix socket at path. It waits for nobody.
+func Connect(path string) (*os.File, error) {
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("%w: is passt or gvproxy running?", err)
+		return nil, err
 	}
 	defer c.Close()
 	return c.File()
@@ -263,7 +290,7 @@ func (o *opener) serials(g *Guest, d *definition.Definition) error {
 		var err error
 		switch s.Mode {
 		case "socket":
-			err = o.listen(name, s.Path)
+			err = errors.Join(o.listen(name, s.Path), o.open(name+".log", s.Log, flags))
 		case "file":
 			err = o.open(name, s.Path, flags)
 		case "stdio":
@@ -282,40 +309,14 @@ func (o *opener) serials(g *Guest, d *definition.Definition) error {
 	return nil
 }
 
-// Save saves the guest that listens on the control socket at path to dir, which appears complete or not at all. With stop the
-// guest ends then, once the state is safe, or runs on if that fails. progress may be nil.
-func Save(ctx context.Context, path, dir string, stop bool, progress func(done, total uint64)) error {
+// Save saves the guest that listens on the control socket at path to dir, which appears complete or not at all. Until that it
+// is paused; whether it then runs on is up to how it was before. progress may be nil.
+func Save(ctx context.Context, path, dir string, progress func(control.Progress)) error {
 	c, err := control.Dial(ctx, path)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if !stop {
-		return save(ctx, c, dir, progress)
-	}
-	var before struct {
-		State string `json:"state"`
-	}
-	if err := c.Call(ctx, "status", nil, &before, nil); err != nil {
-		return err
-	}
-	if err := c.Call(ctx, "pause", nil, nil, nil); err != nil {
-		return err
-	}
-	if err := save(ctx, c, dir, progress); err != nil {
-		if before.State == "running" {
-			err = errors.Join(err, c.Call(context.WithoutCancel(ctx), "resume", nil, nil, nil))
-		}
-		return err
-	}
-	return c.Call(ctx, "quit", nil, nil, nil)
-}
-
-func save(ctx context.Context, c *control.Client, dir string, progress func(done, total uint64)) error {
-	told := func(control.Progress) {}
-	if progress != nil {
-		told = func(p control.Progress) { progress(p.Done, p.Total) }
-	}
 	return snap.PublishDir(dir, func(tmp string) error {
 		var files []*os.File
 		defer func() {
@@ -330,6 +331,6 @@ func save(ctx context.Context, c *control.Client, dir string, progress func(done
 			}
 			files = append(files, f)
 		}
-		return c.Call(ctx, "save", nil, nil, told, files...)
+		return c.Call(ctx, "save", nil, nil, progress, files...)
 	})
 }
