@@ -195,6 +195,7 @@ var elsewhere = map[need]string{
 	{unix.SYS_IOCTL, 0x4020aea5}:     drivers,                                     // KVM_SIGNAL_MSI
 	{unix.SYS_IOCTL, unix.BLKSSZGET}: "a block device", {unix.SYS_IOCTL, unix.BLKDISCARD}: "a block device",
 	{unix.SYS_IOCTL, unix.TUNGETIFF}: "a tap", {unix.SYS_IOCTL, unix.TUNSETVNETHDRSZ}: "a tap", {unix.SYS_IOCTL, unix.TUNSETOFFLOAD}: "a tap",
+	{unix.SYS_SOCKETPAIR, 0}: "devices of other processes",
 	{unix.SYS_READV, 0}: "a tap", {unix.SYS_WRITEV, 0}: "a tap",
 	{unix.SYS_PREADV, 0}: drivers, {unix.SYS_PWRITEV, 0}: drivers, {unix.SYS_FALLOCATE, 0}: drivers, {unix.SYS_SHUTDOWN, 0}: drivers,
 	{unix.SYS_PRCTL, 0}: "a kernel with CONFIG_ANON_VMA_NAME", {unix.SYS_CLOCK_GETTIME, 0}: "a host whose counter is not reliable",

@@ -166,7 +166,7 @@ func (g *guest) seen(st vmmStatus) {
 	if st.Change < g.change {
 		return
 	}
-	g.change, g.reboots = st.Change, st.Reboots
+	g.change, g.reboots, g.reason = st.Change, st.Reboots, st.Reason
 	switch st.State {
 	case "running":
 		if g.state == life.Paused || g.state == life.Starting {

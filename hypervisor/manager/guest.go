@@ -36,6 +36,7 @@ type guest struct {
 	state  life.State
 	since  time.Time
 	note   string
+	reason string // why its machine has paused it
 	failed error  // why the last start, stop or save has failed
 	busy   string // why it may not be started now, nor changed: its disks are being replaced
 
@@ -173,7 +174,7 @@ func (g *guest) writeRecord() error {
 // publish lets others see how the guest is.
 func (g *guest) publish() {
 	i := Guest{
-		Name: g.name, State: g.state, Since: g.since, Note: g.note, Ready: g.ready, Saved: g.saved(), Began: g.rec.Began, Reboots: g.reboots,
+		Name: g.name, State: g.state, Since: g.since, Note: g.note, Reason: g.reason, Ready: g.ready, Saved: g.saved(), Began: g.rec.Began, Reboots: g.reboots,
 		Restarts: g.rec.Restarts,
 	}
 	if g.state == life.Restarting {
@@ -342,7 +343,7 @@ func (g *guest) clear() {
 		g.proc = nil
 	}
 	g.running = launched{}
-	g.ready, g.again, g.unplugged, g.reboots = false, false, false, 0
+	g.ready, g.again, g.unplugged, g.reboots, g.reason = false, false, false, 0, ""
 	g.rec = record{Restarts: g.rec.Restarts}
 	g.m.stats.forget(g.name)
 	g.endDaemons()

@@ -136,6 +136,7 @@ func guestProperties() []property {
 		{"State", "s", false, "defined, saved, crashed, waiting, restarting, starting, running, paused, saving or stopping."},
 		{"Since", "t", false, "When it came into this state, in microseconds since 1970."},
 		{"Note", "s", false, "What people should know: why it crashed, why it is paused."},
+		{"Reason", "s", false, "Why its machine has paused it, for programs: disk-full, or empty if it has not."},
 		{"Ready", "b", false, "It runs and serves others."},
 		{"Stale", "b", false, "It runs with an older definition."},
 		{"PID", "u", false, "The process of its machine, or 0."},

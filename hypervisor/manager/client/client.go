@@ -129,7 +129,7 @@ type Guest struct {
 	DefinitionTag            string
 	State                    string
 	Since                    time.Time
-	Note                     string
+	Note, Reason             string
 	Ready, Stale             bool
 	PID                      uint32
 	Began                    time.Time
@@ -184,7 +184,7 @@ func (p properties) guest() Guest {
 		Name: str("Name"), Label: str("Label"), Color: str("Color"), Icon: str("Icon"), Slot: value[uint32](p, "Slot"),
 		UUID: str("UUID"), CPUs: value[uint32](p, "CPUs"), Memory: value[uint64](p, "Memory"),
 		Autostart: value[bool](p, "Autostart"), Disposable: value[bool](p, "Disposable"), Depends: value[[]string](p, "Depends"),
-		Fault: str("Fault"), DefinitionTag: str("DefinitionTag"), State: str("State"), Since: p.time("Since"), Note: str("Note"),
+		Fault: str("Fault"), DefinitionTag: str("DefinitionTag"), State: str("State"), Since: p.time("Since"), Note: str("Note"), Reason: str("Reason"),
 		Ready: value[bool](p, "Ready"), Stale: value[bool](p, "Stale"), PID: value[uint32](p, "PID"), Began: p.time("Began"),
 		Reboots: value[uint32](p, "Reboots"), Restarts: value[uint32](p, "Restarts"), RestartAt: p.time("RestartAt"),
 		SavedAt: p.time("SavedAt"), DisplaySocket: str("DisplaySocket"), SerialSocket: str("SerialSocket"),
@@ -234,7 +234,7 @@ type Row struct {
 	Fault, DefinitionTag     string
 	State                    string
 	Since                    uint64
-	Note                     string
+	Note, Reason             string
 	Ready, Stale             bool
 	PID                      uint32
 	Began                    uint64
@@ -248,7 +248,7 @@ func (r *Row) guest() Guest {
 	return Guest{
 		Name: r.Name, Label: r.Label, Color: r.Color, Icon: r.Icon, Slot: r.Slot, UUID: r.UUID, CPUs: r.CPUs, Memory: r.Memory,
 		Autostart: r.Autostart, Disposable: r.Disposable, Depends: r.Depends, Fault: r.Fault, DefinitionTag: r.DefinitionTag,
-		State: r.State, Since: moment(r.Since), Note: r.Note, Ready: r.Ready, Stale: r.Stale, PID: r.PID, Began: moment(r.Began),
+		State: r.State, Since: moment(r.Since), Note: r.Note, Reason: r.Reason, Ready: r.Ready, Stale: r.Stale, PID: r.PID, Began: moment(r.Began),
 		Reboots: r.Reboots, Restarts: r.Restarts, RestartAt: moment(r.RestartAt), SavedAt: moment(r.SavedAt),
 		DisplaySocket: r.Display, SerialSocket: r.Serial, ConsoleSocket: r.Console, VsockSocket: r.Vsock,
 	}
