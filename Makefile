@@ -4,7 +4,7 @@ GO       ?= go
 FUZZTIME ?= 10s
 ONLY     ?=
 
-.PHONY: help deps build test run consoles bench lint fuzz clean
+.PHONY: help deps build test deb run consoles bench lint fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ build: ## build all binaries into bin/
 
 test: deps build bin/testrun ## run all tests, and each fuzz target for FUZZTIME (10s)
 	@bin/testrun -fuzztime $(FUZZTIME)
+
+deb: deps ## build the Debian package into out/
+	@$(GO) run ./packaging/deb
 
 run: deps build ## start a simulated notebook with two desktops and the seat: in a window, or as a tour with screenshots
 	@$(GO) build -o bin/ ./e2e/cmd/e2e-run && bin/e2e-run

@@ -126,13 +126,26 @@ func (c *startCommand) Run(ctx context.Context, m *manageCommands, out io.Writer
 }
 
 type stopCommand struct {
-	guestNames
-	Now bool `help:"Switch them off at once, as by pulling the plug."`
+	Guests []string `arg:"" optional:"" name:"guest" help:"Names of guests."`
+	All    bool     `xor:"which" help:"All guests, in the order in which they need each other."`
+	Now    bool     `xor:"which" help:"Switch them off at once, as by pulling the plug."`
 }
 
 // Run stops guests.
 func (c *stopCommand) Run(ctx context.Context, m *manageCommands, out io.Writer) error {
-	return c.jobs(ctx, m, out, func(k *client.Client) func(context.Context, string) (uint64, error) {
+	if c.All != (len(c.Guests) == 0) {
+		return errors.New("name guests, or give --all")
+	}
+	if c.All {
+		k, err := m.dial(ctx)
+		if err != nil {
+			return err
+		}
+		defer k.Close()
+		return await(ctx, k, out, k.StopAll)
+	}
+	names := guestNames{c.Guests}
+	return names.jobs(ctx, m, out, func(k *client.Client) func(context.Context, string) (uint64, error) {
 		if c.Now {
 			return k.Kill
 		}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
@@ -90,7 +91,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if *vmm, err = findVMM(*vmm); err != nil {
 		return err
 	}
-	cfg.Log = slog.New(slog.NewTextHandler(errOut, nil))
+	cfg.Log = newLog(errOut)
 	if *cells == "off" {
 		cfg.Log.Warn("VMMs are started without cells: a guest that takes its VMM over has this user's rights")
 		cfg.Launcher = &manager.Plain{VMM: *vmm}
@@ -131,6 +132,11 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
 		return err
 	}
 	defer m.Close()
+	events := m.Subscribe()
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	defer events.Close()
+	telling.Go(func() { tell(ctx, events, cfg.Log) })
 	if err := m.Autostart(); err != nil {
 		cfg.Log.Error("autostart", "err", err)
 	}

@@ -4,14 +4,26 @@ package completion
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 )
 
-// Command is one command of a program. The name of one in a group has two words: "snapshot create".
+// Command is one command of a program. The name of one in a group has two words: "snapshot create". One without a name is all of a
+// program that has no commands.
 type Command struct {
 	Name, Help string
 	Flags      []string // "--json"
+}
+
+// Flags returns the long flags that a program's help names, in their order.
+func Flags(help string) (flags []string) {
+	for _, f := range regexp.MustCompile(`--[a-z][a-z-]*`).FindAllString(help, -1) {
+		if !slices.Contains(flags, f) {
+			flags = append(flags, f)
+		}
+	}
+	return flags
 }
 
 // Shells are those that Script knows.
@@ -19,6 +31,9 @@ func Shells() []string { return []string{"bash", "zsh", "fish"} }
 
 // Script returns the script for a shell. The error names the shells that there are.
 func Script(shell, program string, commands []Command) (string, error) {
+	if len(commands) == 1 && commands[0].Name == "" {
+		return simple(shell, program, commands[0].Flags)
+	}
 	function := "_" + strings.ReplaceAll(program, "-", "_")
 	var names []string // of commands and groups
 	groups := make(map[string][]string)
@@ -94,5 +109,32 @@ fi
 	case "fish":
 		return fish.String(), nil
 	}
-	return "", fmt.Errorf("no shell %q: one of %s", shell, strings.Join(Shells(), ", "))
+	return "", errShell(shell)
+}
+
+func errShell(shell string) error {
+	return fmt.Errorf("no shell %q: one of %s", shell, strings.Join(Shells(), ", "))
+}
+
+// simple is Script for a program without commands.
+func simple(shell, program string, flags []string) (string, error) {
+	switch shell {
+	case "bash":
+		return fmt.Sprintf("complete -f -W '%s' %s\n", strings.Join(flags, " "), program), nil
+	case "zsh":
+		return fmt.Sprintf(`#compdef %s
+if [[ $PREFIX = -* ]]; then
+	compadd -- %s
+else
+	_files
+fi
+`, program, strings.Join(flags, " ")), nil
+	case "fish":
+		var b strings.Builder
+		for _, f := range flags {
+			fmt.Fprintf(&b, "complete -c %s -l %s\n", program, strings.TrimPrefix(f, "--"))
+		}
+		return b.String(), nil
+	}
+	return "", errShell(shell)
 }
