@@ -35,6 +35,7 @@ func errorNames() []namedError {
 		{store.ErrNeeded, "Needed"}, {manager.ErrNetworkUsed, "Needed"}, {network.ErrBuiltIn, "Needed"},
 		{life.ErrNotNow, "NotNow"},
 		{manager.ErrBusy, "Busy"},
+		{manager.ErrKey, "KeyNeeded"},
 		{manager.ErrNoMemory, "NoMemory"},
 		{manager.ErrNoScreen, "NoScreen"},
 		{store.ErrTooMany, "TooMany"}, {network.ErrTooMany, "TooMany"}, {job.ErrTooMany, "TooMany"}, {errTooMany, "TooMany"},
