@@ -213,7 +213,7 @@ func (g *guest) useUp() {
 func (g *guest) getReady() {
 	def, p := g.running.def, g.proc
 	if def == nil || def.Ready.IsZero() {
-		g.ready = true
+		g.ready, g.rec.Ready = true, true
 		return
 	}
 	from := g.rec.SerialFrom

@@ -119,6 +119,9 @@ func TestKilledInEveryState(t *testing.T) {
 			}
 			v.kill()
 			before, _ := readRecord(filepath.Join(r.dir, "var/guests/g"))
+			if tc.when.Alive() && tc.when != life.Starting && !before.Ready {
+				t.Error("that it was ready is not on record")
+			}
 			r.open()
 			g := r.state("g", tc.want)
 			if tc.same && tc.when != life.Starting && (g.PID != before.PID || g.PID == 0) {
