@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -50,27 +49,23 @@ func ManagerTools(ctx context.Context, b *image.Builder, tools map[string]string
 	return nil
 }
 
-// StartBus starts the notebook's system bus and polkit, and installs what belongs to Lodge there.
+// StartBus starts the notebook's system bus and polkit, and installs what belongs to Lodge there. They outlive connections to the
+// notebook.
 func (h *Host) StartBus(ctx context.Context) error {
 	script := "set -e; mkdir -p /run/dbus /etc/polkit-1/rules.d /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup\n"
 	for file, dir := range shared {
 		script += fmt.Sprintf("mkdir -p /usr/share/%s; cp /tools/data/%s /usr/share/%[1]s\n", dir, file)
 	}
+	script += "dbus-daemon --system --fork --nopidfile\n" // which returns when it listens
 	if _, err := h.Shell(ctx, script); err != nil {
 		return err
 	}
-	if _, _, err := StartServer(ctx, h.Client, "dbus-daemon", "--system", "--nofork", "--nopidfile", "--print-address"); err != nil {
+	const log = "/run/polkitd.log"
+	if _, err := h.Do(ctx, rpc.Cmd{Args: []string{"/usr/lib/polkit-1/polkitd"}, Log: log}); err != nil {
 		return err
 	}
-	polkit := newRecord(nil)
-	p, err := h.Client.Start(rpc.Cmd{Args: []string{"/usr/lib/polkit-1/polkitd"}, Stdout: &polkit, Stderr: &polkit})
-	if err != nil {
-		return err
-	}
-	if _, err := polkit.await(ctx, 0, regexp.MustCompile("Acquired the name"), p.Done()); err != nil {
-		return fmt.Errorf("polkitd: %w", err)
-	}
-	return nil
+	_, err := h.Shell(ctx, "until grep -q 'Acquired the name' "+log+"; do usleep 50000; done")
+	return err
 }
 
 // StartManager starts lodged, of which there is none, and returns when it answers. Log, which may be nil, gets what it says.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // The NBD protocol, doc/proto.md of its project: fixed newstyle negotiation, simple replies.
@@ -50,14 +51,18 @@ const (
 	maxRequest = 32 << 20
 )
 
+// flushTime is how long a flush takes, as on a disk of the cheaper kind: long enough for a cut to come meanwhile.
+const flushTime = 10 * time.Millisecond
+
 // Server serves a disk on a Unix socket.
 type Server struct {
 	*Disk
-	l  *net.UnixListener
-	wg sync.WaitGroup
+	l      *net.UnixListener
+	accept sync.WaitGroup
+	served sync.WaitGroup
 
 	mu    sync.Mutex
-	conns map[net.Conn]bool
+	conns map[net.Conn]chan struct{} // closed by Disconnect
 	errs  error
 }
 
@@ -67,32 +72,35 @@ func Serve(d *Disk, socket string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Disk: d, l: l, conns: make(map[net.Conn]bool)}
-	s.wg.Go(s.accept)
+	s := &Server{Disk: d, l: l, conns: make(map[net.Conn]chan struct{})}
+	s.accept.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.add(c)
+		}
+	})
 	return s, nil
 }
 
-func (s *Server) accept() {
-	for {
-		c, err := s.l.Accept()
-		if err != nil {
-			return
-		}
+func (s *Server) add(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gone := make(chan struct{})
+	s.conns[c] = gone
+	s.served.Go(func() {
+		err := s.serve(c, gone)
+		c.Close()
 		s.mu.Lock()
-		s.conns[c] = true
-		s.mu.Unlock()
-		s.wg.Go(func() {
-			err := s.serve(c)
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			delete(s.conns, c)
-			c.Close()
-			// A client that is killed goes in the middle of anything.
-			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !isBroken(err) {
-				s.errs = errors.Join(s.errs, err)
-			}
-		})
-	}
+		defer s.mu.Unlock()
+		delete(s.conns, c)
+		// A client that is killed goes in the middle of anything.
+		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !isBroken(err) {
+			s.errs = errors.Join(s.errs, err)
+		}
+	})
 }
 
 // isBroken reports whether err is of the connection.
@@ -101,37 +109,34 @@ func isBroken(err error) bool {
 	return errors.As(err, &op)
 }
 
-// Disconnect ends all connections. When it returns, nothing more is written.
+// Disconnect ends all connections. When it returns, nothing more is written, and a flush that was under way has not been done.
 func (s *Server) Disconnect() {
-	for {
-		s.mu.Lock()
-		n := len(s.conns)
-		for c := range s.conns {
-			c.Close()
-		}
-		s.mu.Unlock()
-		if n == 0 {
-			return
-		}
+	s.mu.Lock()
+	for c, gone := range s.conns {
+		close(gone)
+		c.Close()
 	}
+	clear(s.conns)
+	s.mu.Unlock()
+	s.served.Wait()
 }
 
 // Close ends the server. It returns what clients have done wrong.
 func (s *Server) Close() error {
 	err := s.l.Close()
+	s.accept.Wait()
 	s.Disconnect()
-	s.wg.Wait()
 	return errors.Join(err, s.errs)
 }
 
 // serve serves one client.
-func (s *Server) serve(c net.Conn) error {
+func (s *Server) serve(c net.Conn, gone <-chan struct{}) error {
 	w := bufio.NewWriter(c)
 	r := bufio.NewReaderSize(c, 64<<10)
 	if err := s.negotiate(r, w); err != nil {
 		return fmt.Errorf("NBD negotiation: %w", err)
 	}
-	if err := s.transmit(r, w); err != nil {
+	if err := s.transmit(r, w, gone); err != nil {
 		return fmt.Errorf("NBD: %w", err)
 	}
 	return nil
@@ -209,7 +214,7 @@ func (s *Server) negotiate(r *bufio.Reader, w *bufio.Writer) error {
 }
 
 // transmit carries out requests, one after the other.
-func (s *Server) transmit(r *bufio.Reader, w *bufio.Writer) error {
+func (s *Server) transmit(r *bufio.Reader, w *bufio.Writer, gone <-chan struct{}) error {
 	for {
 		var q struct {
 			Magic       uint32
@@ -237,7 +242,12 @@ func (s *Server) transmit(r *bufio.Reader, w *bufio.Writer) error {
 			}
 			_, err = s.write(p, int64(q.Offset), q.Flags&cmdFlagFUA != 0)
 		case cmdFlush:
-			s.Flush()
+			select {
+			case <-time.After(flushTime):
+				s.Flush()
+			case <-gone:
+				return io.EOF
+			}
 		case cmdDisc:
 			return io.EOF
 		default:
