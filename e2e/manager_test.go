@@ -77,8 +77,8 @@ func newManagerLab(t *testing.T) *managerLab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tools := make(map[string]string)
-	if err := guest.ManagerTools(ctx, b, tools); err != nil {
+	tools, err := guest.ManagerTools(ctx, b, "")
+	if err != nil {
 		t.Fatal(err)
 	}
 	nb, err := notebook.Start(ctx, notebook.Config{
@@ -233,8 +233,11 @@ func (l *managerLab) testDefinitions(ctx context.Context, t *testing.T) {
 	store := guest.Config{Name: "store", Arch: "i386", CID: 11, Flags: "label = \"keeps things\"", Extra: "[ready]\nserial = \"lodge-guest: ready\"\n"}
 	work := guest.Config{Name: "work", Arch: "amd64", CID: 10, Disk: images + "/work.img", Flags: "depends = [\"store\"]\nslot = 2",
 		Extra: "[ready]\nvsock = 1024\n"}
-	l.define(ctx, t, map[string]string{"store": l.m.Definition(store)})
-	l.define(ctx, t, map[string]string{"work": l.m.Definition(work)})
+	for _, c := range []guest.Config{store, work} {
+		if err := l.m.Define(ctx, c); err != nil {
+			t.Fatal(err)
+		}
+	}
 	list, err := l.m.List(ctx)
 	if err != nil {
 		t.Fatal(err)

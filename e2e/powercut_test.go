@@ -96,8 +96,8 @@ func newCutLab(t *testing.T) *cutLab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tools := make(map[string]string)
-	if err := guest.ManagerTools(ctx, b, tools); err != nil {
+	tools, err := guest.ManagerTools(ctx, b, "")
+	if err != nil {
 		t.Fatal(err)
 	}
 	empty, err := b.FileSystem(ctx, "ext4", 384<<20)

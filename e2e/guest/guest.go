@@ -59,6 +59,7 @@ type Guest struct {
 	in      io.Writer // its console
 	done    <-chan struct{}
 	wait    func(ctx context.Context) (code int, err error)
+	off     func(ctx context.Context) error // presses its power button
 	kill    func(ctx context.Context) error
 	control string // sockets
 	vsock   string
@@ -131,6 +132,10 @@ func (h *Host) start(c Config, args ...string) (*Guest, error) {
 	g.wait = func(ctx context.Context) (int, error) {
 		s, err := proc.Wait(ctx)
 		return s.Code, err
+	}
+	g.off = func(ctx context.Context) error {
+		_, err := g.Command(ctx, "power-button")
+		return err
 	}
 	g.kill = func(ctx context.Context) error {
 		if err := proc.Kill(); err != nil {
@@ -269,7 +274,7 @@ func (g *Guest) Kill(ctx context.Context) error { return g.kill(ctx) }
 
 // PowerOff presses the guest's power button and waits until it is off.
 func (g *Guest) PowerOff(ctx context.Context) error {
-	if _, err := g.Command(ctx, "power-button"); err != nil {
+	if err := g.off(ctx); err != nil {
 		return err
 	}
 	code, err := g.Wait(ctx)

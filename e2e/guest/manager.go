@@ -23,7 +23,7 @@ type Manager struct {
 }
 
 // programs are what a notebook needs for a Manager.
-var programs = [...]string{"lodged", "lodge", "lodge-vmm", "lodge-net"}
+var programs = [...]string{"lodged", "lodge", "lodge-vmm", "lodge-net", "lodge-seat"}
 
 // shared are the files of the repository's directory data that a package of Lodge installs below /usr/share.
 var shared = map[string]string{
@@ -32,21 +32,24 @@ var shared = map[string]string{
 	"polkit-1/50-org.lodgehv.Lodge1.rules": "polkit-1/rules.d",
 }
 
-// ManagerTools adds to the tools of a notebook what a Manager needs that is not among them.
-func ManagerTools(ctx context.Context, b *image.Builder, tools map[string]string) error {
+// ManagerTools returns what a notebook needs for a Manager, for notebook.Config.Tools. The programs are those in the directory
+// bin; if that is "", they are built.
+func ManagerTools(ctx context.Context, b *image.Builder, bin string) (map[string]string, error) {
+	tools := make(map[string]string)
 	for _, p := range programs {
-		if tools["bin/"+p] != "" {
-			continue
+		file := filepath.Join(bin, p)
+		if bin == "" {
+			var err error
+			if file, _, err = b.GoProgram(ctx, "./cmd/"+p, "amd64"); err != nil {
+				return nil, err
+			}
 		}
-		var err error
-		if tools["bin/"+p], _, err = b.GoProgram(ctx, "./cmd/"+p, "amd64"); err != nil {
-			return err
-		}
+		tools["bin/"+p] = file
 	}
 	for file := range shared {
 		tools["data/"+file] = filepath.Join(b.Repo, "data", file)
 	}
-	return nil
+	return tools, nil
 }
 
 // StartBus starts the notebook's system bus and polkit, and installs what belongs to Lodge there. They outlive connections to the
@@ -165,6 +168,10 @@ func (m *Manager) Attach(ctx context.Context, c Config) (*Guest, error) {
 		}
 		return 0, err
 	}
+	g.off = func(ctx context.Context) error {
+		_, err := m.Lodge(ctx, "stop", c.Name)
+		return err
+	}
 	g.kill = func(ctx context.Context) error {
 		is, err := m.Get(ctx, c.Name)
 		if err == nil {
@@ -178,8 +185,17 @@ func (m *Manager) Attach(ctx context.Context, c Config) (*Guest, error) {
 	return g, nil
 }
 
-// Definition returns the definition of a guest for the manager. Its control socket and that of its vsock device are the
-// manager's to choose; c.Flags may have further keys of a manager's.
+// Define defines a guest. The manager chooses its sockets; c.Flags may have further keys of a manager's.
+func (m *Manager) Define(ctx context.Context, c Config) error {
+	file := "/tmp/" + c.Name + ".toml"
+	if err := m.host.Put(ctx, strings.NewReader(m.Definition(c)), file, 0o644); err != nil {
+		return err
+	}
+	_, err := m.Lodge(ctx, "define", file)
+	return err
+}
+
+// Definition returns the definition of a guest for Define.
 func (m *Manager) Definition(c Config) string {
 	var lines []string
 	for line := range strings.Lines(m.host.Definition(c)) {
