@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -23,6 +24,7 @@ import (
 	"github.com/lodgehv/lodge/e2e/image"
 	"github.com/lodgehv/lodge/e2e/notebook"
 	"github.com/lodgehv/lodge/e2e/powercut"
+	"github.com/lodgehv/lodge/hypervisor/manager/client"
 )
 
 // cutLab is a notebook whose power is cut while lodged works: all that lodged keeps is on a disk that loses then what was not
@@ -38,12 +40,17 @@ type cutLab struct {
 	n     int // of what was made last, for names
 	log   []string
 
+	imported string // the checksum of the image that is imported
+
 	records int // that the guest has said to be on its disk, in this round
 }
 
 // model is which contents the files of lodged may have, by their paths below keep and their SHA-256; "" is that there is none. A
 // file has one content, unless the power was cut while it was to get another.
 type model map[string][]string
+
+// imported is where the image is that is imported.
+const imported = "/run/image.qcow2"
 
 // keep is where all is that outlives a cut.
 const keep = "/var/lib/lodge"
@@ -58,7 +65,9 @@ func TestPowerCut(t *testing.T) {
 		cuts int
 		work func(l *cutLab, ctx context.Context, t *testing.T, begun func()) error
 	}{
-		{"define", 18, (*cutLab).define},
+		{"define", 14, (*cutLab).define},
+		{"snapshot", 14, (*cutLab).snapshot},
+		{"import", 10, (*cutLab).importImages},
 		{"guest writes", 12, (*cutLab).guestWrites},
 	} {
 		ok := t.Run(s.name, func(t *testing.T) {
@@ -149,7 +158,12 @@ cp /bin/agent /run/writer
 cd /run/writer
 printf 'init\nagent\n' | cpio -o -H newc >/run/writer.cpio
 cat /guests/amd64/initrd /run/writer.cpio >/run/writer.initrd
-rm -r /run/writer /run/writer.cpio`)
+rm -r /run/writer /run/writer.cpio
+head -c 2000000 /dev/urandom >/run/random
+truncate -s 8M /run/random
+qemu-img convert -O qcow2 /run/random `+imported+`
+qemu-img convert -O qcow2 -c /run/random `+imported+`.compressed`)
+	l.imported = strings.Fields(l.shell(ctx, t, "sha256sum /run/random; rm /run/random"))[0]
 	if err := l.nb.Checkpoint(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +255,7 @@ func (l *cutLab) round(ctx context.Context, t *testing.T, work func(l *cutLab, c
 	l.check(ctx, t)
 }
 
-// do runs lodge, after which a file is to have that content, or be gone.
+// do runs lodge, after which a file is to have that content, or be gone if that is "".
 func (l *cutLab) do(ctx context.Context, file, content, stdin string, env []string, args ...string) error {
 	l.log = append(l.log, strings.Join(args, " "))
 	if l.files[file] == nil {
@@ -277,8 +291,32 @@ func (l *cutLab) present(pattern string) (list []string) {
 	return list
 }
 
-// legitimate are the files of a guest that the model does not know, by their paths below keep. What else there is is an orphan.
-var legitimate = regexp.MustCompile(`^(lock|versions/[^/.]+/\d+\.toml|guests/([^/.]+)/(run\.json|vmm\.toml|outcome\.json|logs/(vmm|serial)\.log(\.\d)?))$`)
+// companion are files that the model does not know, by their paths below keep, and which file has to be there for each: "" is
+// none. What else there is is an orphan.
+var companion = []struct {
+	re   *regexp.Regexp
+	file string
+}{
+	{regexp.MustCompile(`^lock$`), ""},
+	{regexp.MustCompile(`^versions/[^/.]+/\d+\.toml$`), ""},
+	{regexp.MustCompile(`^guests/([^/.]+)/(?:run\.json|vmm\.toml|outcome\.json|logs/(?:vmm|serial)\.log(?:\.\d)?)$`), "etc/guests/$1.toml"},
+	{regexp.MustCompile(`^guests/([^/.]+)/suspended(?:\.json|\.png|/state|/ram)$`), "etc/guests/$1.toml"},
+	{regexp.MustCompile(`^guests/([^/.]+)/snapshots/([^/.]+)/(?:snapshot\.json|screen\.png|memory/state|memory/ram)$`), "guests/$1/snapshots/$2/root.raw"},
+	{regexp.MustCompile(`^images/([^/.]+\.raw)\.json$`), "images/$1"},
+}
+
+// orphan says what is wrong with a file that the model does not know.
+func orphan(file string, now map[string]string) string {
+	for _, c := range companion {
+		if m := c.re.FindStringSubmatchIndex(file); m != nil {
+			if with := string(c.re.ExpandString(nil, c.file, file, m)); with != "" && now[with] == "" {
+				return "and " + with + " is not"
+			}
+			return ""
+		}
+	}
+	return "and nobody has made it"
+}
 
 // check compares what is there with what may be.
 func (l *cutLab) check(ctx context.Context, t *testing.T) {
@@ -293,12 +331,10 @@ func (l *cutLab) check(ctx context.Context, t *testing.T) {
 		if file == writerDisk {
 			continue
 		}
-		if m := legitimate.FindStringSubmatch(file); m != nil {
-			if guest := m[2]; guest != "" && now["etc/guests/"+guest+".toml"] == "" {
-				t.Errorf("%s is there, of a guest that is not", file)
+		if l.files[file] == nil {
+			if wrong := orphan(file, now); wrong != "" {
+				t.Errorf("%s is there (%s), %s", file, sum, wrong)
 			}
-		} else if l.files[file] == nil {
-			t.Errorf("%s is there (%s), and nobody has made it", file, sum)
 		}
 	}
 	if l.records > 0 {
@@ -326,6 +362,37 @@ func (l *cutLab) check(ctx context.Context, t *testing.T) {
 	if want := l.present("etc/guests/*"); !slices.Equal(names, want) {
 		t.Errorf("lodged knows of %v, there are %v", names, want)
 	}
+	l.checkSnapshots(ctx, t, now)
+}
+
+// checkSnapshots compares lodged's list of snapshots with the files, and has lodge-vmm read the memory of each.
+func (l *cutLab) checkSnapshots(ctx context.Context, t *testing.T, now map[string]string) {
+	t.Helper()
+	if l.is(snapDefinition) == "" {
+		return
+	}
+	out, err := l.m.Lodge(ctx, "snapshot", "list", "--json", "snap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []client.Snapshot
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, s := range list {
+		dir := "guests/snap/snapshots/" + s.Name
+		files = append(files, dir+"/root.raw")
+		if s.Memory != (now[dir+"/memory/state"] != "") || s.Memory != (now[dir+"/memory/ram"] != "") {
+			t.Errorf("snapshot %s has memory or not: %v", s.Name, s.Memory)
+		}
+		if s.Memory {
+			l.shell(ctx, t, "lodge-vmm check "+keep+"/"+dir+"/memory")
+		}
+	}
+	if slices.Sort(files); !slices.Equal(files, l.present("guests/snap/snapshots/*/root.raw")) {
+		t.Errorf("lodged knows of %v, there are %v", files, l.present("guests/snap/snapshots/*/root.raw"))
+	}
 }
 
 func sumOf(text string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(text))) }
@@ -352,6 +419,75 @@ func (l *cutLab) define(ctx context.Context, t *testing.T, begun func()) error {
 			if err = l.host.Put(ctx, strings.NewReader(text), "/run/edited", 0o644); err == nil {
 				err = l.do(ctx, file, sumOf(text), "", []string{"EDITOR=cp /run/edited"}, "edit", name)
 			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// The guest of which snapshots are made, and its disk.
+const (
+	snapDefinition = "etc/guests/snap.toml"
+	snapDisk       = "images/snap.raw"
+)
+
+// snapshot makes snapshots of a guest and deletes them: of one that runs, so that they have its memory, or of one that is off, and
+// these are put back too.
+func (l *cutLab) snapshot(ctx context.Context, t *testing.T, begun func()) error {
+	// The disk gets another content, which is not lodged's to keep whole.
+	l.n++
+	sum, err := l.host.Shell(ctx, fmt.Sprintf("agent fill %s/%s 1048576 %d", keep, snapDisk, l.n))
+	if err != nil {
+		return err
+	}
+	l.files[snapDisk] = []string{sum}
+	if l.is(snapDefinition) == "" {
+		text := bios("snap", "disk = [{ name = \"root\", path = \""+keep+"/"+snapDisk+"\" }]")
+		if err := l.do(ctx, snapDefinition, sumOf(text), text, nil, "define", "-"); err != nil {
+			return err
+		}
+	}
+	runs := l.cuts%2 == 0
+	if runs {
+		if _, err := l.m.Lodge(ctx, "start", "snap"); err != nil {
+			return err
+		}
+	}
+	for begun(); ; {
+		l.n++
+		have := l.present("guests/snap/snapshots/*/root.raw")
+		var old, name string
+		if len(have) > 0 {
+			old = have[l.rnd.IntN(len(have))]
+			name = path.Base(path.Dir(old))
+		}
+		var err error
+		switch {
+		case len(have) > 3:
+			err = l.do(ctx, old, "", "", nil, "snapshot", "delete", "snap", name)
+		case len(have) > 1 && l.n%2 == 0 && !runs:
+			err = l.do(ctx, snapDisk, l.is(old), "", nil, "restore", "--cold", "snap", name)
+		default:
+			err = l.do(ctx, fmt.Sprintf("guests/snap/snapshots/s%d/root.raw", l.n), l.is(snapDisk), "", nil, "snapshot", "create", "snap", fmt.Sprintf("s%d", l.n))
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// importImages imports an image that qemu-img has made, again and again, and deletes what it has imported.
+func (l *cutLab) importImages(ctx context.Context, t *testing.T, begun func()) error {
+	for begun(); ; {
+		l.n++
+		var err error
+		if have := l.present("images/i*.raw"); len(have) > 3 {
+			old := have[l.rnd.IntN(len(have))]
+			err = l.do(ctx, old, "", "", nil, "image", "delete", strings.TrimSuffix(path.Base(old), ".raw"))
+		} else {
+			name := fmt.Sprintf("i%d", l.n)
+			err = l.do(ctx, "images/"+name+".raw", l.imported, "", nil, "import", "--name", name, imported+[]string{"", ".compressed"}[l.n%2])
 		}
 		if err != nil {
 			return err
