@@ -241,11 +241,11 @@ func (l *cutLab) round(ctx context.Context, t *testing.T, work func(l *cutLab, c
 	}
 	l.nb.Cut()
 	l.disk.Disconnect()
-	written, lost := l.disk.Cut(l.rnd)
-	l.cuts++
 	if err := <-done; !errors.Is(err, rpc.ErrClosed) {
 		t.Errorf("when the power was cut: %v", err)
 	}
+	written, lost := l.disk.Cut(l.rnd)
+	l.cuts++
 	t.Logf("cut %d, after %.2f s and %d commands: of %d blocks that were not flushed %d are lost", l.cuts, after.Seconds(), len(l.log), written, lost)
 	if err := l.nb.PowerOn(ctx); err != nil {
 		t.Fatal(err)
@@ -300,6 +300,7 @@ var companion = []struct {
 	{regexp.MustCompile(`^lock$`), ""},
 	{regexp.MustCompile(`^versions/[^/.]+/\d+\.toml$`), ""},
 	{regexp.MustCompile(`^guests/([^/.]+)/(?:run\.json|vmm\.toml|outcome\.json|logs/(?:vmm|serial)\.log(?:\.\d)?)$`), "etc/guests/$1.toml"},
+	{regexp.MustCompile(`^guests/(g\d+)/snapshots/s/snapshot\.json$`), "etc/guests/$1.toml"},
 	{regexp.MustCompile(`^guests/([^/.]+)/suspended(?:\.json|\.png|/state|/ram)$`), "etc/guests/$1.toml"},
 	{regexp.MustCompile(`^guests/([^/.]+)/snapshots/([^/.]+)/(?:snapshot\.json|screen\.png|memory/state|memory/ram)$`), "guests/$1/snapshots/$2/root.raw"},
 	{regexp.MustCompile(`^images/([^/.]+\.raw)\.json$`), "images/$1"},
@@ -399,21 +400,25 @@ func sumOf(text string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(t
 
 // define defines guests, changes and deletes them.
 func (l *cutLab) define(ctx context.Context, t *testing.T, begun func()) error {
+	const dir, suffix = "etc/guests/", ".toml"
 	for begun(); ; {
 		l.n++
-		have := l.present("etc/guests/g*")
-		name, file := fmt.Sprintf("g%d", l.n), fmt.Sprintf("etc/guests/g%d.toml", l.n)
-		if len(have) > 0 {
-			if file = have[l.rnd.IntN(len(have))]; l.n%4 != 0 || len(have) > 8 {
-				name = strings.TrimSuffix(path.Base(file), ".toml")
-			}
+		name := fmt.Sprintf("g%d", l.n)
+		have := l.present(dir + "g*")
+		what := l.rnd.IntN(4)
+		fresh := len(have) == 0 || what == 0 && len(have) < 8
+		if !fresh {
+			name = strings.TrimSuffix(path.Base(have[l.rnd.IntN(len(have))]), suffix)
 		}
+		file := dir + name + suffix
 		text := bios(name, fmt.Sprintf("label = \"number %d\"", l.n)) + "#" + strings.Repeat(" more than a block", 300) + "\n"
 		var err error
 		switch {
-		case name == fmt.Sprintf("g%d", l.n):
-			err = l.do(ctx, "etc/guests/"+name+".toml", sumOf(text), text, nil, "define", "-")
-		case l.n%4 == 1 && len(have) > 3:
+		case fresh:
+			if err = l.do(ctx, file, sumOf(text), text, nil, "define", "-"); err == nil && l.n%2 == 0 {
+				_, err = l.m.Lodge(ctx, "snapshot", "create", name, "s") // so that there is more of it to delete
+			}
+		case what == 1 && len(have) > 2:
 			err = l.do(ctx, file, "", "", nil, "delete", name)
 		default:
 			if err = l.host.Put(ctx, strings.NewReader(text), "/run/edited", 0o644); err == nil {
