@@ -32,8 +32,8 @@ type managed struct {
 	agent *rpc.Client
 }
 
-// images is where the manager has its disks, on a file system that shares blocks.
-const images = "/var/lib/lodge/images"
+// state is where the manager keeps things, on a file system that shares blocks.
+const state = "/var/lib/lodge"
 
 func TestManager(t *testing.T) {
 	l := newManagerLab(t)
@@ -41,10 +41,13 @@ func TestManager(t *testing.T) {
 		name string
 		run  func(l *managerLab, ctx context.Context, t *testing.T)
 	}{
+		{"import", (*managerLab).testImport},
 		{"definitions", (*managerLab).testDefinitions},
 		{"who may", (*managerLab).testWhoMay},
 		{"dependency start", (*managerLab).testDependencyStart},
+		{"networks", (*managerLab).testNetworks},
 		{"save", (*managerLab).testSave},
+		{"snapshot", (*managerLab).testSnapshot},
 		{"disk full", (*managerLab).testDiskFull},
 		{"manager killed", (*managerLab).testManagerKilled},
 		{"manager killed as it saves", (*managerLab).testManagerKilledSaving},
@@ -96,9 +99,7 @@ func newManagerLab(t *testing.T) *managerLab {
 	if err := l.host.StartBus(ctx); err != nil {
 		t.Fatal(err)
 	}
-	l.shell(ctx, t, "modprobe xfs && mkdir -p /var/lib/lodge && mount -t xfs /disk/state /var/lib/lodge && mkdir "+images)
-	// The guest's disk becomes a file, which takes blocks for what is in it only.
-	l.shell(ctx, t, "qemu-img convert -O raw /disk/amd64 "+images+"/work.img")
+	l.shell(ctx, t, "modprobe xfs && mkdir -p "+state+" && mount -t xfs /disk/state "+state)
 	l.startManager(ctx, t)
 	return l
 }
@@ -229,15 +230,44 @@ func bios(name, more string) string {
 	return fmt.Sprintf("name = %q\nmemory = \"32M\"\n%s\n[boot]\nfirmware = \"/usr/share/seabios/bios-256k.bin\"\n", name, more)
 }
 
+// testImport imports the disk of the guest work from a qcow2 that qemu-img has made, after it was damaged and cancelled.
+func (l *managerLab) testImport(ctx context.Context, t *testing.T) {
+	const file = state + "/work.qcow2"
+	l.shell(ctx, t, "qemu-img convert -O qcow2 /disk/amd64 "+file)
+	l.refused(ctx, t, "root", 1, "(?i)checksum|sha-?256", "import --name work --sha256 "+strings.Repeat("0", 64)+" "+file)
+	if out := l.shell(ctx, t, "ls -A "+state+"/images"); out != "" {
+		t.Errorf("left over of an import that was refused: %s", out)
+	}
+	begin := time.Now()
+	l.lodge(ctx, t, "import", "--name", "work", file)
+	t.Logf("imported in %.1f s", time.Since(begin).Seconds())
+	if out := l.lodge(ctx, t, "image", "list"); !regexp.MustCompile(`(?m)^work +1.5 GiB`).MatchString(out) {
+		t.Errorf("lodge image list:\n%s", out)
+	}
+	l.shell(ctx, t, "qemu-img compare "+file+" "+state+"/images/work.raw && rm "+file)
+}
+
+// island and outside are networks: of guests only, and with a way to the notebook.
+const (
+	island  = "name = \"island\"\nkind = \"isolated\"\nsubnet = \"10.77.1.0/24\"\npeers = true\n"
+	outside = "name = \"outside\"\nkind = \"user\"\nsubnet = \"10.77.2.0/24\"\nhost = true\n"
+)
+
 func (l *managerLab) testDefinitions(ctx context.Context, t *testing.T) {
-	store := guest.Config{Name: "store", Arch: "i386", CID: 11, Flags: "label = \"keeps things\"", Extra: "[ready]\nserial = \"lodge-guest: ready\"\n"}
-	work := guest.Config{Name: "work", Arch: "amd64", CID: 10, Disk: images + "/work.img", Flags: "depends = [\"store\"]\nslot = 2",
-		Extra: "[ready]\nvsock = 1024\n"}
-	for _, c := range []guest.Config{store, work} {
-		if err := l.m.Define(ctx, c); err != nil {
+	for name, text := range map[string]string{"island": island, "outside": outside} {
+		if err := l.nb.Put(ctx, strings.NewReader(text), "/tmp/"+name+".toml", 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+	l.lodge(ctx, t, "net", "define", "/tmp/island.toml", "/tmp/outside.toml")
+	const card = "[[nic]]\nname = \"lan\"\nnetwork = \"island\"\n"
+	store := guest.Config{Name: "store", Arch: "i386", CID: 11, Flags: "label = \"keeps things\"",
+		Extra: card + "[ready]\nserial = \"lodge-guest: ready\"\n"}
+	work := guest.Config{Name: "work", Arch: "amd64", CID: 10, Disk: "@work", Flags: "depends = [\"store\"]\nslot = 2",
+		Extra: card + "[[nic]]\nname = \"way-out\"\nnetwork = \"outside\"\n[ready]\nvsock = 1024\n"}
+	definition := strings.Replace(l.m.Definition(work), "path = \"@work\"", "image = \"work\"", 1)
+	l.define(ctx, t, map[string]string{"store": l.m.Definition(store)})
+	l.define(ctx, t, map[string]string{"work": definition})
 	list, err := l.m.List(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -247,11 +277,11 @@ func (l *managerLab) testDefinitions(ctx context.Context, t *testing.T) {
 	}
 	l.shell(ctx, t, "printf 'name = \"wrong\"\\nmemory = \"1G\"\\ncolour = 1\\n' >/tmp/wrong.toml")
 	l.refused(ctx, t, "root", 1, `:3: unknown key "colour"`, "define /tmp/wrong.toml")
-	work.Name, work.CID, work.Flags = "second", 12, ""
-	if err := l.nb.Put(ctx, strings.NewReader(l.m.Definition(work)), "/tmp/second.toml", 0o644); err != nil {
+	second := strings.NewReplacer(`name = "work"`, `name = "second"`, "cid = 10", "cid = 12").Replace(definition)
+	if err := l.nb.Put(ctx, strings.NewReader(second), "/tmp/second.toml", 0o644); err != nil {
 		t.Fatal(err)
 	}
-	l.refused(ctx, t, "root", 1, `work\.img`, "define /tmp/second.toml")
+	l.refused(ctx, t, "root", 1, "disk .*work", "define /tmp/second.toml")
 }
 
 // testWhoMay has users that are not root try: a member of the group lodge may see and control, and not define; others nothing.
@@ -297,6 +327,45 @@ func (l *managerLab) testDependencyStart(ctx context.Context, t *testing.T) {
 	}
 }
 
+// testNetworks has guests reach each other on the isolated network, and nothing else; on the other network one reaches the notebook.
+func (l *managerLab) testNetworks(ctx context.Context, t *testing.T) {
+	work, store := l.guests["work"], l.guests["store"]
+	address := func(m *managed, card string) string {
+		t.Helper()
+		out := m.shell(ctx, t, "until ip -4 -o addr show dev "+card+" | grep -o 'inet [0-9.]*'; do usleep 100000; done")
+		return strings.TrimPrefix(out, "inet ")
+	}
+	a, b := address(work, "eth0"), address(store, "eth0")
+	if !strings.HasPrefix(a, "10.77.1.") || !strings.HasPrefix(b, "10.77.1.") || a == b || !strings.HasPrefix(address(work, "eth1"), "10.77.2.") {
+		t.Errorf("the guests have the addresses %s and %s", a, b)
+	}
+	work.shell(ctx, t, "ping -q -c 2 -W 10 -I eth0 "+b)
+	store.shell(ctx, t, "ping -q -c 2 -W 10 "+a)
+
+	// The notebook has an address, which the one network leads to and the other does not.
+	const host = "198.51.100.1"
+	l.shell(ctx, t, "ip link add out0 type veth peer name out1 && ip addr add "+host+"/24 dev out0 && ip link set out0 up && ip link set out1 up")
+	_, line, err := guest.StartServer(ctx, l.nb.Client, rpc.Self, "http", host+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "http://" + host + ":" + line[strings.LastIndexByte(line, ':')+1:] + "/bytes/1000"
+	get := func(card string) string {
+		return "if curl -sS -m 5 -o /dev/null --interface " + card + " " + url + "; then echo reached; else echo not; fi"
+	}
+	if got := work.shell(ctx, t, get("eth1")); got != "reached" {
+		t.Errorf("by the network that leads outside the notebook is %s", got)
+	}
+	for _, m := range []*managed{work, store} { // by the gateway too, should it take what is not for it
+		if got := m.shell(ctx, t, "ip route replace "+host+" via 10.77.1.1 dev eth0 && "+get("eth0")+" && ip route del "+host); got != "not" {
+			t.Errorf("guest %s, by the isolated network: the notebook is %s", m.Name(), got)
+		}
+	}
+	if out := l.lodge(ctx, t, "net", "list"); !regexp.MustCompile(`(?m)^island +isolated +up +10\.77\.1\.0/24 +2`).MatchString(out) {
+		t.Errorf("lodge net list:\n%s", out)
+	}
+}
+
 // startCounter starts a counter in a guest, which connections to its agent do not end.
 func (m *managed) startCounter(ctx context.Context, t *testing.T) {
 	t.Helper()
@@ -325,6 +394,28 @@ func (l *managerLab) testSave(ctx context.Context, t *testing.T) {
 	work = l.attach(ctx, t, "work")
 	t.Logf("answers %.2f s after the start from its saved state", time.Since(begin).Seconds())
 	work.counted(ctx, t, work.counted(ctx, t, 0)+5)
+}
+
+// testSnapshot makes a snapshot of a guest that runs, and goes back to it: its disk and its memory are what they were.
+func (l *managerLab) testSnapshot(ctx context.Context, t *testing.T) {
+	work := l.guests["work"]
+	work.shell(ctx, t, "echo before | tee /root/before /tmp/before && sync")
+	l.lodge(ctx, t, "snapshot", "create", "work", "one")
+	if out := l.lodge(ctx, t, "snapshot", "list", "work"); !regexp.MustCompile(`(?m)^one .* yes `).MatchString(out) {
+		t.Errorf("lodge snapshot list:\n%s", out)
+	}
+	work.shell(ctx, t, "rm /root/before /tmp/before; touch /root/after /tmp/after; sync")
+	at := work.counted(ctx, t, 0)
+	l.lodge(ctx, t, "stop", "--now", "work")
+	l.lodge(ctx, t, "restore", "work", "one")
+	l.lodge(ctx, t, "start", "work")
+	work = l.attach(ctx, t, "work")
+	if got := work.shell(ctx, t, "cat /root/before /tmp/before; ls /root/after /tmp/after 2>/dev/null || true"); got != "before\nbefore" {
+		t.Errorf("the guest has %q", got)
+	}
+	t.Logf("the counter was at %d, and is at %d", at, work.counted(ctx, t, 0))
+	work.counted(ctx, t, work.counted(ctx, t, 0)+5)
+	l.lodge(ctx, t, "snapshot", "delete", "work", "one")
 }
 
 // testDiskFull has the host run out of space for a guest's disk: the manager says so, and the guest goes on after space was made.
@@ -525,7 +616,7 @@ func (l *managerLab) testDisposable(ctx context.Context, t *testing.T) {
 	if g, err := l.m.Get(ctx, "work"); err != nil || g.State != "defined" {
 		t.Errorf("%+v, %v", g, err)
 	}
-	out := l.shell(ctx, t, "mount -o ro,noload,loop "+images+"/work.img /mnt && ls /mnt/root && umount /mnt; ls -A /var/lib/lodge/guests/work")
+	out := l.shell(ctx, t, "mount -o ro,noload,loop "+state+"/images/work.raw /mnt && ls /mnt/root && umount /mnt; ls -A /var/lib/lodge/guests/work")
 	if strings.Contains(out, "marker") || strings.Contains(out, "overlay") {
 		t.Errorf("what a disposable guest has written is still there: %s", out)
 	}

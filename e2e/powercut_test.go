@@ -299,7 +299,7 @@ var companion = []struct {
 }{
 	{regexp.MustCompile(`^lock$`), ""},
 	{regexp.MustCompile(`^versions/[^/.]+/\d+\.toml$`), ""},
-	{regexp.MustCompile(`^guests/([^/.]+)/(?:run\.json|vmm\.toml|outcome\.json|logs/(?:vmm|serial)\.log(?:\.\d)?)$`), "etc/guests/$1.toml"},
+	{regexp.MustCompile(`^guests/([^/.]+)/(?:run\.json|uid|vmm\.toml|outcome\.json|logs/(?:vmm|serial)\.log(?:\.\d)?)$`), "etc/guests/$1.toml"},
 	{regexp.MustCompile(`^guests/(g\d+)/snapshots/s/snapshot\.json$`), "etc/guests/$1.toml"},
 	{regexp.MustCompile(`^guests/([^/.]+)/suspended(?:\.json|\.png|/state|/ram)$`), "etc/guests/$1.toml"},
 	{regexp.MustCompile(`^guests/([^/.]+)/snapshots/([^/.]+)/(?:snapshot\.json|screen\.png|memory/state|memory/ram)$`), "guests/$1/snapshots/$2/root.raw"},
