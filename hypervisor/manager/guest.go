@@ -55,6 +55,7 @@ type guest struct {
 	order     order              // for the snapshot that is being made
 	keys      map[string][]byte  // of encrypted disks
 	unplugged bool
+	pausedFor string // what note says of why the machine has paused the guest
 	change    uint64 // the newest that the VMM has told of
 	lacks     string // of its cell, as told last
 }
