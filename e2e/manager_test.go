@@ -230,7 +230,8 @@ func bios(name, more string) string {
 	return fmt.Sprintf("name = %q\nmemory = \"32M\"\n%s\n[boot]\nfirmware = \"/usr/share/seabios/bios-256k.bin\"\n", name, more)
 }
 
-// testImport imports the disk of the guest work from a qcow2 that qemu-img has made, after it was damaged and cancelled.
+// testImport imports the disk that guest work boots from later: a qcow2 that qemu-img has made. With a wrong checksum nothing of it
+// stays.
 func (l *managerLab) testImport(ctx context.Context, t *testing.T) {
 	const file = state + "/work.qcow2"
 	l.shell(ctx, t, "qemu-img convert -O qcow2 /disk/amd64 "+file)
@@ -244,7 +245,7 @@ func (l *managerLab) testImport(ctx context.Context, t *testing.T) {
 	if out := l.lodge(ctx, t, "image", "list"); !regexp.MustCompile(`(?m)^work +1.5 GiB`).MatchString(out) {
 		t.Errorf("lodge image list:\n%s", out)
 	}
-	l.shell(ctx, t, "qemu-img compare "+file+" "+state+"/images/work.raw && rm "+file)
+	l.shell(ctx, t, "rm "+file)
 }
 
 // island and outside are networks: of guests only, and with a way to the notebook.
