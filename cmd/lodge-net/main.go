@@ -36,14 +36,18 @@ const (
 	logEvery = 5 * time.Second
 )
 
-const usage = `Usage: lodge-net
+const usage = `Usage: lodge-net [--log-syscalls]
 
-Carries one network of guests. It takes no arguments: lodged starts it with its
-configuration and its sockets as descriptors (LISTEN_FDS, LISTEN_FDNAMES).
+Carries one network of guests: lodged starts it with its configuration and its
+sockets as descriptors (LISTEN_FDS, LISTEN_FDNAMES).
+
+  --log-syscalls  have the kernel log the system calls that should not be
+                  needed, and allow them
 `
 
 func main() {
-	if len(os.Args) > 1 {
+	logOnly := len(os.Args) == 2 && os.Args[1] == logSyscalls
+	if len(os.Args) > 1 && !logOnly {
 		if a := os.Args[1]; a == "--help" || a == "-h" {
 			fmt.Print(usage)
 			return
@@ -54,7 +58,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	limited := ratelog.New(slog.NewTextHandler(os.Stderr, nil), logBurst, logEvery)
-	err := run(ctx, activation.Files(true), slog.New(limited))
+	err := run(ctx, activation.Files(true), logOnly, slog.New(limited))
 	limited.Close(context.Background())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lodge-net:", err)
@@ -62,8 +66,8 @@ func main() {
 	}
 }
 
-// run runs the network that files describe until ctx ends.
-func run(ctx context.Context, files []*os.File, log *slog.Logger) error {
+// run runs the network that files describe until ctx ends. logOnly is that of seal.
+func run(ctx context.Context, files []*os.File, logOnly bool, log *slog.Logger) error {
 	byName := make(map[string]*os.File)
 	for _, f := range files {
 		if byName[f.Name()] != nil {
@@ -86,6 +90,9 @@ func run(ctx context.Context, files []*os.File, log *slog.Logger) error {
 	config, err := usermode.ReadConfig(f)
 	f.Close()
 	if err != nil {
+		return err
+	}
+	if err := seal(config.Network.Kind != network.Isolated, logOnly); err != nil {
 		return err
 	}
 	log = log.With("network", config.Network.Name)

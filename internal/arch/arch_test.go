@@ -97,7 +97,7 @@ var rules = []rule{
 		of:     []string{"hypervisor/manager/network/...", "cmd/lodge-net"},
 		except: []string{"hypervisor/manager/network"},
 		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
-			"internal/framing", "internal/ratelog"},
+			"internal/framing", "internal/ratelog", "internal/seccomp"},
 	},
 	{
 		why:   "libraries know nothing of programs and of tests",
