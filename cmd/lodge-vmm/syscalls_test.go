@@ -50,6 +50,7 @@ var elsewhere = map[seccomptest.Need]string{
 	{Call: unix.SYS_IOCTL, Request: unix.TUNGETIFF}:       tap,
 	{Call: unix.SYS_IOCTL, Request: unix.TUNSETVNETHDRSZ}: tap,
 	{Call: unix.SYS_IOCTL, Request: unix.TUNSETOFFLOAD}:   tap,
+	{Call: unix.SYS_SOCKETPAIR}:                           others,
 	{Call: unix.SYS_READV}:                                tap,
 	{Call: unix.SYS_WRITEV}:                               tap,
 	{Call: unix.SYS_PREADV}:                               drivers,

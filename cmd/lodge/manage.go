@@ -110,11 +110,19 @@ func (n *guestNames) jobs(
 	})
 }
 
-type startCommand struct{ guestNames }
+type startCommand struct {
+	guestNames
+	Key map[string]string `placeholder:"DISK=FILE" help:"File that has the key of an encrypted disk, for one that is not asked for on the terminal."`
+}
 
 // Run starts guests.
 func (c *startCommand) Run(ctx context.Context, m *manageCommands, out io.Writer) error {
-	return c.jobs(ctx, m, out, func(c *client.Client) func(context.Context, string) (uint64, error) { return c.Start })
+	return c.each(ctx, m, func(k *client.Client, guest string) error {
+		if err := giveKeys(ctx, k, guest, c.Key); err != nil {
+			return err
+		}
+		return await(ctx, k, out, func(ctx context.Context) (uint64, error) { return k.Start(ctx, guest) })
+	})
 }
 
 type stopCommand struct {
@@ -209,6 +217,9 @@ func (c *restoreCommand) Run(ctx context.Context, m *manageCommands, out io.Writ
 	}
 	if g.SavedAt.IsZero() {
 		return fmt.Errorf("guest %s has no saved state: name a snapshot, or start it", c.Guest)
+	}
+	if err := giveKeys(ctx, k, c.Guest, nil); err != nil {
+		return err
 	}
 	return await(ctx, k, out, func(ctx context.Context) (uint64, error) { return k.Start(ctx, c.Guest) })
 }

@@ -82,6 +82,7 @@ func (g *guest) attend(asks *net.UnixConn) {
 		g.do(func() { g.ended(p, how) })
 	})
 	g.spawn(func() { g.watch(ctx, p, def, asks != nil) })
+	g.attendDaemons(ctx, p)
 }
 
 // watch asks the VMM for news until ctx ends. brokered is whether it has a broker.
@@ -165,7 +166,7 @@ func (g *guest) seen(st vmmStatus) {
 	if st.Change < g.change {
 		return
 	}
-	g.change, g.reboots = st.Change, st.Reboots
+	g.change, g.reboots, g.reason = st.Change, st.Reboots, st.Reason
 	switch st.State {
 	case "running":
 		if g.state == life.Paused || g.state == life.Starting {

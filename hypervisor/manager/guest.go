@@ -19,15 +19,16 @@ import (
 
 // guest is one guest. Its owner, the goroutine of own, alone touches what is below that comment; others ask it by do.
 type guest struct {
-	m     *Manager
-	name  string
-	log   *slog.Logger
-	calls chan func()
-	gone  chan struct{} // closed by end
-	once  sync.Once
-	info  atomic.Pointer[published]
-	thumb thumbnail
-	tasks sync.WaitGroup // what runs beside the owner
+	m       *Manager
+	name    string
+	log     *slog.Logger
+	calls   chan func()
+	gone    chan struct{} // closed by end
+	once    sync.Once
+	info    atomic.Pointer[published]
+	thumb   thumbnail
+	tasks   sync.WaitGroup // what runs beside the owner
+	serving sync.WaitGroup // storage daemons that are being ended
 
 	// The owner's:
 	def    *store.Guest // nil if fault is not
@@ -35,6 +36,7 @@ type guest struct {
 	state  life.State
 	since  time.Time
 	note   string
+	reason string // why its machine has paused it
 	failed error  // why the last start, stop or save has failed
 	busy   string // why it may not be started now, nor changed: its disks are being replaced
 
@@ -51,6 +53,7 @@ type guest struct {
 	op        *progress          // of the job that gives the command which is being taken
 	answer    chan error         // of who gives a command that is answered soon
 	order     order              // for the snapshot that is being made
+	keys      map[string][]byte  // of encrypted disks
 	unplugged bool
 	change    uint64 // the newest that the VMM has told of
 	lacks     string // of its cell, as told last
@@ -171,7 +174,7 @@ func (g *guest) writeRecord() error {
 // publish lets others see how the guest is.
 func (g *guest) publish() {
 	i := Guest{
-		Name: g.name, State: g.state, Since: g.since, Note: g.note, Ready: g.ready, Saved: g.saved(), Began: g.rec.Began, Reboots: g.reboots,
+		Name: g.name, State: g.state, Since: g.since, Note: g.note, Reason: g.reason, Ready: g.ready, Saved: g.saved(), Began: g.rec.Began, Reboots: g.reboots,
 		Restarts: g.rec.Restarts,
 	}
 	if g.state == life.Restarting {
@@ -312,6 +315,7 @@ func (g *guest) act(a life.Action) {
 		g.unplug()
 	case life.Clear:
 		g.clear()
+		g.dropKeys()
 	case life.ClearAwait:
 		g.clear()
 		g.rec.Restarts = 0
@@ -339,9 +343,10 @@ func (g *guest) clear() {
 		g.proc = nil
 	}
 	g.running = launched{}
-	g.ready, g.again, g.unplugged, g.reboots = false, false, false, 0
+	g.ready, g.again, g.unplugged, g.reboots, g.reason = false, false, false, 0, ""
 	g.rec = record{Restarts: g.rec.Restarts}
 	g.m.stats.forget(g.name)
+	g.endDaemons()
 	g.removeCgroup()
 	for _, dir := range []string{g.overlayDir(), g.m.runDir(g.name)} {
 		if err := os.RemoveAll(dir); err != nil {

@@ -291,11 +291,12 @@ type Guest struct {
 	// Fault says what is wrong with the definition; the guest cannot be started then, and of the above only Name counts.
 	Fault string
 
-	State life.State
-	Since time.Time // when it came into this state
-	Note  string    // for people: why it crashed, why it is paused, that it does not answer
-	Ready bool      // it runs, and its probe has succeeded if it has one
-	Stale bool      // it runs with an older definition
+	State  life.State
+	Since  time.Time // when it came into this state
+	Note   string    // for people: why it crashed, why it is paused, that it does not answer
+	Reason string    // for programs: why its machine has paused it, such as "disk-full"
+	Ready  bool      // it runs, and its probe has succeeded if it has one
+	Stale  bool      // it runs with an older definition
 
 	PID     int       // of its VMM; 0 is none
 	Began   time.Time // when the VMM was started

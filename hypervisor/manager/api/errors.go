@@ -33,6 +33,7 @@ func errorNames() []namedError {
 		{store.ErrNeeded, "Needed"},
 		{life.ErrNotNow, "NotNow"},
 		{manager.ErrBusy, "Busy"},
+		{manager.ErrKey, "KeyNeeded"},
 		{manager.ErrNoMemory, "NoMemory"},
 		{manager.ErrNoScreen, "NoScreen"},
 		{store.ErrTooMany, "TooMany"}, {job.ErrTooMany, "TooMany"}, {errTooMany, "TooMany"},

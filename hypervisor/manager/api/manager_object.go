@@ -79,7 +79,7 @@ func (s *server) row(g *manager.Guest) client.Row {
 		Path: client.GuestPath(g.Name), Name: g.Name, Label: str(g.Label), Color: str(g.Color), Icon: str(g.Icon), Slot: number(g.Slot),
 		UUID: str(g.UUID), CPUs: number(g.CPUs), Memory: g.Memory, Autostart: g.Autostart, Disposable: g.Disposable,
 		Depends: append([]string{}, g.Depends...), Fault: str(g.Fault), DefinitionTag: s.tag(g.Name), State: string(g.State),
-		Since: micros(g.Since), Note: str(g.Note), Ready: g.Ready, Stale: g.Stale, PID: number(g.PID), Began: micros(g.Began),
+		Since: micros(g.Since), Note: str(g.Note), Reason: str(g.Reason), Ready: g.Ready, Stale: g.Stale, PID: number(g.PID), Began: micros(g.Began),
 		Reboots: number(g.Reboots), Restarts: number(g.Restarts), RestartAt: micros(g.RestartAt), SavedAt: micros(g.Saved),
 		Display: str(g.Display), Serial: str(g.Serial), Console: str(g.Console), Vsock: str(g.Vsock),
 	}

@@ -50,6 +50,8 @@ type Manager interface {
 	DeleteSnapshot(name, snapshot string) error
 	Restore(name, snapshot string, memory bool) (job uint64, err error)
 	SnapshotPicture(name, snapshot string) ([]byte, error)
+	Keys(name string) (disks []string, err error)
+	GiveKey(name, disk string, key []byte) error
 	SnapshotDisks(name, snapshot string) (job uint64, err error)
 	CloneGuest(name, clone, snapshot string) (job uint64, err error)
 	ExportGuest(name string, dst *os.File) (job uint64, err error)
