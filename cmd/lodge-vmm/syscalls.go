@@ -45,9 +45,6 @@ func vcpuCalls() []seccomp.Rule {
 		// A driver that begins has a tap told what it can do; one that resets its device has connections and screens closed.
 		[]seccomp.Rule{ioctl([]uint32{unix.TUNSETOFFLOAD})},
 		seccomp.Allow(unix.SYS_CLOSE, unix.SYS_EPOLL_CTL),
-		// One that begins with a disk has the process that serves it told of the guest's memory and of its queues' events.
-		seccomp.Allow(unix.SYS_EVENTFD2, unix.SYS_SENDMSG),
-		[]seccomp.Rule{{Call: unix.SYS_FCNTL, Only: []seccomp.Arg{{Index: 1, Values: []uint32{unix.F_GETFL}}}}},
 	)
 }
 
@@ -73,7 +70,6 @@ func processCalls() []seccomp.Rule {
 			{Call: unix.SYS_FCNTL, Only: []seccomp.Arg{{Index: 1, Values: []uint32{
 				unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC, unix.F_ADD_SEALS,
 			}}}},
-			{Call: unix.SYS_SOCKETPAIR, Only: []seccomp.Arg{{Index: 0, Values: []uint32{unix.AF_UNIX}}}}, // to a process that serves a disk
 			ioctl(deviceRequests),
 			// A list for the thread of a vCPU, of no other kind: what is given up stays so.
 			{Call: unix.SYS_SECCOMP, Only: []seccomp.Arg{

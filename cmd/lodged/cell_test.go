@@ -119,7 +119,7 @@ func TestKilled(t *testing.T) {
 	h.bios("g", "")
 	for _, what := range []string{"start", "save", "snapshot", "stop"} {
 		t.Run(what, func(t *testing.T) {
-			for range 6 {
+			for range 4 {
 				if what != "start" {
 					m := h.manager()
 					id, err := m.Start("g")
