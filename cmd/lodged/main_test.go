@@ -31,6 +31,10 @@ var programs string
 
 func TestMain(m *testing.M) {
 	cell.RunInit(os.Args)
+	programs = os.Getenv("LODGED_TEST_PROGRAMS")
+	if dir := os.Getenv("LODGED_TEST_DIR"); dir != "" {
+		victim(dir)
+	}
 	os.Exit(test(m))
 }
 
