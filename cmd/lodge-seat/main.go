@@ -116,6 +116,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if len(cfg.Guests) == 0 && *manager == "" {
+		return fmt.Errorf("%s: no guest: add a table [[guest]]", fs.Arg(0))
+	}
 	var lights lights
 	opt := seat.Options{OnLEDs: lights.set, Log: slog.New(slog.NewTextHandler(errOut, nil))}
 	if *events {

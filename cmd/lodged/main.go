@@ -17,6 +17,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"github.com/lodgehv/lodge/hypervisor/appliance"
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
@@ -49,9 +50,19 @@ const defaultStateDir = "/var/lib/lodge"
 func main() {
 	cell.RunInit(os.Args)
 	manager.RunGate()
+	switch {
+	case appliance.IsModprobe(os.Args):
+		exit(appliance.Modprobe(os.Args))
+	case appliance.IsInit(os.Args):
+		exit(asInit())
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
+	exit(err)
+}
+
+func exit(err error) {
 	switch {
 	case err == nil || errors.Is(err, flag.ErrHelp):
 	case errors.Is(err, errUsage):
@@ -60,6 +71,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "lodged:", err)
 		os.Exit(1)
 	}
+	os.Exit(0)
 }
 
 // errUsage says that the usage was shown.
@@ -100,7 +112,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if cfg.LodgeNet, err = find("lodge-net", cfg.LodgeNet); err != nil {
 		cfg.Log.Warn("guests have no networks", "err", err)
 	}
-	if *bus == "system" && os.Geteuid() == 0 { // there is one manager that changes the host
+	if (*bus == "system" || *bus == busAddress) && os.Geteuid() == 0 { // there is one manager that changes the host
 		cfg.Bridge = &bridge.Host{State: filepath.Join(cfg.RunDir, "ip_forward")}
 	}
 	if *cells == "off" {

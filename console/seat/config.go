@@ -122,9 +122,6 @@ func Parse(name, dir, text string) (Config, error) {
 const maxSocketPath = 107
 
 func (c *Config) check(dir string) error {
-	if len(c.Guests) == 0 {
-		return errors.New("no guest: add a table [[guest]]")
-	}
 	abs := func(path *string) {
 		if *path != "" && !filepath.IsAbs(*path) {
 			*path = filepath.Join(dir, *path)

@@ -434,7 +434,6 @@ func TestPositionPixels(t *testing.T) {
 func TestParseErrors(t *testing.T) {
 	const good = "[[guest]]\nname = \"a\"\ncolor = \"red\"\nslot = 1\ndisplay = \"a.sock\"\n"
 	for _, c := range []struct{ text, want string }{
-		{"", "no guest"},
 		{good + "colour = 1\n", `seat.toml:6: unknown key "guest.colour"`},
 		{good + good, `two guests are called "a"`},
 		{strings.Replace(good, "red", "pink", 1), `color "pink": one of`},

@@ -1,0 +1,143 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/gdamore/tcell/v3"
+)
+
+// Choice is what somebody at the emergency console wants.
+type Choice int
+
+// The choices.
+const (
+	GoOn Choice = iota
+	Retry
+	ChooseReboot
+	ChoosePowerOff
+)
+
+// page is what the emergency console shows.
+type page struct {
+	problem string
+	log     func(lines int) []string
+	until   time.Time // when it goes on by itself; zero: it waits for a key
+}
+
+var choices = []struct {
+	key    string
+	does   string
+	choice Choice
+}{
+	{"c", "go on", GoOn}, {"t", "try again", Retry}, {"r", "reboot", ChooseReboot}, {"p", "power off", ChoosePowerOff},
+}
+
+// show shows the page on a screen, which it ends, until a choice is made, the time is over, or ctx is done: go on.
+func (p *page) show(ctx context.Context, s tcell.Screen) Choice {
+	defer s.Fini()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		p.draw(s)
+		select {
+		case <-ctx.Done():
+			return GoOn
+		case <-tick.C:
+			if !p.until.IsZero() && !time.Now().Before(p.until) {
+				return GoOn
+			}
+		case e, ok := <-s.EventQ():
+			if !ok {
+				return GoOn
+			}
+			switch e := e.(type) {
+			case *tcell.EventResize:
+				s.Sync()
+			case *tcell.EventKey:
+				p.until = time.Time{} // somebody is there
+				for _, c := range choices {
+					if strings.EqualFold(e.Str(), c.key) {
+						return c.choice
+					}
+				}
+			}
+		}
+	}
+}
+
+// draw draws the page: the problem, the end of the log, the keys.
+func (p *page) draw(s tcell.Screen) {
+	w, h := s.Size()
+	s.Clear()
+	y := 0
+	put := func(style tcell.Style, text string) {
+		for _, l := range wrap(text, w) {
+			if y < h-1 {
+				s.PutStrStyled(0, y, l, style)
+			}
+			y++
+		}
+	}
+	bold := tcell.StyleDefault.Bold(true)
+	put(bold.Reverse(true), fmt.Sprintf("%-*s", w, " Lodge: something is wrong"))
+	put(tcell.StyleDefault, "")
+	put(bold, p.problem)
+	put(tcell.StyleDefault, "")
+	for _, l := range p.log(max(0, h-y-2)) {
+		put(tcell.StyleDefault, cut(l, w))
+	}
+	var keys []string
+	for _, c := range choices {
+		keys = append(keys, c.key+" "+c.does)
+	}
+	help := " " + strings.Join(keys, "  ")
+	if !p.until.IsZero() {
+		help += fmt.Sprintf("  (goes on in %d s)", max(0, int(time.Until(p.until).Seconds()+1)))
+	}
+	s.PutStrStyled(0, h-1, cut(help, w), bold)
+	s.Show()
+}
+
+// cut returns the beginning of a line that fits into w columns.
+func cut(line string, w int) string {
+	r := []rune(line)
+	return string(r[:min(len(r), w)])
+}
+
+// wrap breaks a text into lines of at most w columns, at spaces where there are some. An empty text is one empty line.
+func wrap(text string, w int) []string {
+	w = max(w, 1)
+	r := []rune(strings.Map(printable, strings.ReplaceAll(text, "\n", " ")))
+	var lines []string
+	for len(r) > w {
+		n := w
+		for i := w; i > w/2; i-- {
+			if r[i] == ' ' {
+				n = i
+				break
+			}
+		}
+		lines = append(lines, string(r[:n]))
+		r = []rune(strings.TrimLeft(string(r[n:]), " "))
+	}
+	return append(lines, string(r))
+}
+
+// consoleScreen returns a screen on the kernel's console.
+func consoleScreen(device string) (tcell.Screen, error) {
+	tty, err := tcell.NewDevTtyFromDev(device)
+	if err != nil {
+		return nil, fmt.Errorf("emergency console: %w", err)
+	}
+	s, err := tcell.NewTerminfoScreenFromTty(tty, tcell.OptTerm("linux"), tcell.OptSanitizeContent(true))
+	if err == nil {
+		err = s.Init()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("emergency console: %w", err)
+	}
+	return s, nil
+}
