@@ -38,7 +38,7 @@ func formatted(t *testing.T, size int64, args ...string) string {
 func TestFindState(t *testing.T) {
 	ext4 := formatted(t, 16<<20, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", StateLabel)
 	other := formatted(t, 16<<20, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", "lodge-state-old")
-	xfs := xfsImage(t)
+	xfs := formatted(t, 320<<20, "/usr/sbin/mkfs.xfs", "-q", "-L", StateLabel)
 	empty, small := sparse(t, 16<<20), sparse(t, 512)
 	for _, c := range []struct {
 		name         string
@@ -58,19 +58,6 @@ func TestFindState(t *testing.T) {
 			t.Errorf("%s: %s, %s, want %s, %s", c.name, device, kind, c.device, c.kind)
 		}
 	}
-}
-
-// xfsImage returns a file with an XFS superblock's first fields.
-func xfsImage(t *testing.T) string {
-	t.Helper()
-	b := make([]byte, 4096)
-	copy(b, "XFSB")
-	copy(b[108:120], StateLabel)
-	name := filepath.Join(t.TempDir(), "xfs")
-	if err := os.WriteFile(name, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return name
 }
 
 func FuzzFileSystem(f *testing.F) {
