@@ -111,4 +111,3 @@ func installedDisk(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 }
-
