@@ -91,7 +91,11 @@ func mountState(device, kind string) (problem, err error) {
 			return nil, err
 		}
 	}
-	if err := unix.Mount(device, lower, kind, flags|unix.MS_RDONLY, ""); err != nil {
+	err = unix.Mount(device, lower, kind, flags|unix.MS_RDONLY, "")
+	if err != nil { // after a power cut the journal has to be replayed, which cannot be done either: without it, then
+		err = unix.Mount(device, lower, kind, flags|unix.MS_RDONLY, map[string]string{"ext4": "noload", "xfs": "norecovery"}[kind])
+	}
+	if err != nil {
 		return nil, fmt.Errorf("state partition %s: %w", device, errors.Join(writable, err))
 	}
 	if err := unix.Mount("overlay", StateDir, "overlay", flags&^unix.MS_NOATIME, "lowerdir="+lower+",upperdir="+upper+",workdir=/run/state/work"); err != nil {
