@@ -13,7 +13,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/internal/program"
 )
 
@@ -26,7 +26,7 @@ func (r *oneRun) network(ctx context.Context, def *definition.Definition) (*exec
 	if err != nil {
 		return nil, err
 	}
-	c := usermode.Config{Network: network.Network{Name: "run", Kind: network.User, Subnet: runSubnet}, Resolvers: resolvers()}
+	c := netctl.Config{Network: network.Network{Name: "run", Kind: network.User, Subnet: runSubnet}, Resolvers: resolvers()}
 	g := network.Guest{Name: def.Name}
 	if g.MAC, err = network.ParseMAC(def.NICs[0].MAC); err != nil {
 		return nil, err
@@ -40,7 +40,7 @@ func (r *oneRun) network(ctx context.Context, def *definition.Definition) (*exec
 		return nil, err
 	}
 	r.files = append(r.files, config)
-	if err := usermode.WriteConfig(config, c); err != nil {
+	if err := netctl.WriteConfig(config, c); err != nil {
 		return nil, err
 	}
 	if _, err := config.Seek(0, 0); err != nil {

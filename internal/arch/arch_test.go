@@ -96,8 +96,14 @@ var rules = []rule{
 		why:    "what reads the frames of guests knows no way to change the host, and neither knows the manager",
 		of:     []string{"hypervisor/manager/network/...", "cmd/lodge-net"},
 		except: []string{"hypervisor/manager/network"},
-		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
+		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/netctl", "hypervisor/manager/network/usermode", "hypervisor/definition",
+			"hypervisor/control",
 			"internal/deffile", "internal/framing", "internal/ratelog", "internal/seccomp"},
+	},
+	{
+		why:   "who has a network carried by a process of its own touches none of its frames",
+		of:    []string{"hypervisor/manager", "hypervisor/manager/api", "cmd/lodged"},
+		never: []string{"hypervisor/manager/network/usermode"},
 	},
 	{
 		why:   "libraries know nothing of programs and of tests",
