@@ -20,11 +20,12 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
+	"github.com/lodgehv/lodge/internal/logfile"
 	"github.com/lodgehv/lodge/internal/program"
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
-              [--bus BUS] [--seat SOCKET] [--cell off]
+              [--bus BUS] [--seat SOCKET] [--log FILE] [--cell off]
 
 Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
 
@@ -35,6 +36,8 @@ Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
   --vmm FILE         the program that runs a guest (lodge-vmm beside this one, or on the PATH)
   --bus BUS          where org.lodgehv.Lodge1 is offered: system, where polkit decides who may do what; session or the address of
                      a bus, for this user only; or none (system)
+  --log FILE         write the log there, and keep as much again of it as FILE.1, 16 MiB each; else it goes to the journal, with
+                     fields, or to standard error
   --seat SOCKET      the control socket of lodge-seat, to switch between guests
 
 SIGHUP reads the definitions anew. SIGTERM ends lodged and leaves the guests running: the next lodged finds them.
@@ -71,6 +74,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	vmm := fs.String("vmm", "", "")
 	bus := fs.String("bus", "system", "")
 	seat := fs.String("seat", "", "")
+	logTo := fs.String("log", "", "")
 	cells := fs.String("cell", "on", "")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -90,7 +94,16 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if *vmm, err = findVMM(*vmm); err != nil {
 		return err
 	}
-	cfg.Log = newLog(errOut)
+	if *logTo != "" {
+		f, err := logfile.Open(*logTo)
+		if err != nil {
+			return fmt.Errorf("--log: %w", err)
+		}
+		defer f.Close()
+		cfg.Log = slog.New(slog.NewTextHandler(f, nil))
+	} else {
+		cfg.Log = newLog(errOut)
+	}
 	if *cells == "off" {
 		cfg.Log.Warn("VMMs are started without cells: a guest that takes its VMM over has this user's rights")
 		cfg.Launcher = &manager.Plain{VMM: *vmm}
