@@ -20,20 +20,22 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/bridge"
 	"github.com/lodgehv/lodge/internal/logfile"
 	"github.com/lodgehv/lodge/internal/program"
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
-              [--bus BUS] [--seat SOCKET] [--log FILE] [--cell off]
+              [--net FILE] [--bus BUS] [--seat SOCKET] [--log FILE] [--cell off]
 
-Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
+Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a network CONFIG-DIR/networks/NAME.toml.
 
   --config-dir DIR   definitions (/etc/lodge)
   --state-dir DIR    saved guests, snapshots, logs, earlier definitions (/var/lib/lodge)
   --run-dir DIR      sockets of guests that run (/run/lodge)
   --cell off         start VMMs without cells around them, to find out whether a fault is the cell's (on)
   --vmm FILE         the program that runs a guest (lodge-vmm beside this one, or on the PATH)
+  --net FILE         the program that carries a network of guests (lodge-net beside this one, or on the PATH)
   --bus BUS          where org.lodgehv.Lodge1 is offered: system, where polkit decides who may do what; session or the address of
                      a bus, for this user only; or none (system)
   --log FILE         write the log there, and keep as much again of it as FILE.1, 16 MiB each; else it goes to the journal, with
@@ -72,6 +74,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs.StringVar(&cfg.StateDir, "state-dir", defaultStateDir, "")
 	fs.StringVar(&cfg.RunDir, "run-dir", "/run/lodge", "")
 	vmm := fs.String("vmm", "", "")
+	fs.StringVar(&cfg.LodgeNet, "net", "", "")
 	bus := fs.String("bus", "system", "")
 	seat := fs.String("seat", "", "")
 	logTo := fs.String("log", "", "")
@@ -91,7 +94,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		fmt.Fprintf(errOut, "lodged: %v\n%s", err, usage)
 		return errUsage
 	}
-	if *vmm, err = findVMM(*vmm); err != nil {
+	if *vmm, err = find("lodge-vmm", *vmm); err != nil {
 		return err
 	}
 	if *logTo != "" {
@@ -103,6 +106,12 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		cfg.Log = slog.New(slog.NewTextHandler(f, nil))
 	} else {
 		cfg.Log = newLog(errOut)
+	}
+	if cfg.LodgeNet, err = find("lodge-net", cfg.LodgeNet); err != nil {
+		cfg.Log.Warn("guests have no networks", "err", err)
+	}
+	if *bus == "system" && os.Geteuid() == 0 { // there is one manager that changes the host
+		cfg.Bridge = &bridge.Host{State: filepath.Join(cfg.RunDir, "ip_forward")}
 	}
 	if *cells == "off" {
 		cfg.Log.Warn("VMMs are started without cells: a guest that takes its VMM over has this user's rights")
@@ -126,12 +135,12 @@ func groupName(stateDir string) string {
 	return fmt.Sprintf("lodge-%x", sha256.Sum256([]byte(stateDir)))[:14]
 }
 
-// findVMM returns the program that runs guests: path, unless that is "".
-func findVMM(path string) (string, error) {
+// find returns the program of that name: path, unless that is "".
+func find(name, path string) (string, error) {
 	if path != "" {
 		return filepath.Abs(path)
 	}
-	return program.Find("lodge-vmm")
+	return program.Find(name)
 }
 
 // serve runs the manager until ctx ends.
