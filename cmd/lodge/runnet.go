@@ -11,7 +11,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/internal/program"
 )
 
@@ -25,7 +25,7 @@ func (r *oneRun) network(ctx context.Context, def *definition.Definition) (*exec
 		return nil, err
 	}
 	resolvConf, _ := os.ReadFile("/etc/resolv.conf") // if there is none, the host's own programs ask the default, too
-	c := usermode.Config{Network: network.Network{Name: "run", Kind: network.User, Subnet: runSubnet},
+	c := netctl.Config{Network: network.Network{Name: "run", Kind: network.User, Subnet: runSubnet},
 		Resolvers: network.Resolvers(string(resolvConf))}
 	g := network.Guest{Name: def.Name}
 	if g.MAC, err = network.ParseMAC(def.NICs[0].MAC); err != nil {
@@ -40,7 +40,7 @@ func (r *oneRun) network(ctx context.Context, def *definition.Definition) (*exec
 		return nil, err
 	}
 	r.files = append(r.files, config)
-	if err := usermode.WriteConfig(config, c); err != nil {
+	if err := netctl.WriteConfig(config, c); err != nil {
 		return nil, err
 	}
 	if _, err := config.Seek(0, 0); err != nil {

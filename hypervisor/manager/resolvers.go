@@ -10,7 +10,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 )
 
 // resolvConf names the host's resolvers, resolv.conf(5).
@@ -70,7 +70,7 @@ func (c *carrier) setResolvers(list []netip.AddrPort) {
 	if c.closed || c.helper.proc == nil {
 		return
 	}
-	if err := c.tell(ctx, usermode.Change{Resolvers: &list}, nil); err != nil {
+	if err := c.tell(ctx, netctl.Change{Resolvers: &list}, nil); err != nil {
 		if err := c.replaceHelper(ctx, err); err != nil {
 			c.trouble(err)
 		}
