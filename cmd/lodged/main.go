@@ -26,7 +26,8 @@ import (
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
-              [--net FILE] [--bus BUS] [--seat SOCKET] [--log FILE] [--cell off]
+              [--net FILE] [--bus BUS] [--seat SOCKET] [--log FILE]
+              [--metrics ADDRESS] [--cell off]
 
 Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a network CONFIG-DIR/networks/NAME.toml.
 
@@ -41,6 +42,7 @@ Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a
   --log FILE         write the log there, and keep as much again of it as FILE.1, 16 MiB each; else it goes to the journal, with
                      fields, or to standard error
   --seat SOCKET      the control socket of lodge-seat, to switch between guests
+  --metrics ADDRESS  where Prometheus may ask, as 127.0.0.1:9177: everybody who can connect learns of all guests (off)
 
 SIGHUP reads the definitions anew. SIGTERM ends lodged and leaves the guests running: the next lodged finds them.
 `
@@ -78,6 +80,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	bus := fs.String("bus", "system", "")
 	seat := fs.String("seat", "", "")
 	logTo := fs.String("log", "", "")
+	metrics := fs.String("metrics", "", "")
 	cells := fs.String("cell", "on", "")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -124,7 +127,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		}
 	}
 	cfg.Screen = screenshot
-	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)})
+	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)}, *metrics)
 }
 
 // groupName returns what the control group of the guests in a directory is called: those of another lodged have another.
@@ -143,8 +146,8 @@ func find(name, path string) (string, error) {
 	return program.Find(name)
 }
 
-// serve runs the manager until ctx ends.
-func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
+// serve runs the manager until ctx ends. metricsAt is the address for Prometheus; "" is none.
+func serve(ctx context.Context, cfg manager.Config, bus api.Config, metricsAt string) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, unix.SIGHUP)
 	defer signal.Stop(hangup)
@@ -159,6 +162,9 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
 	bus.Manager, bus.Log = m, cfg.Log
 	apiEnd, err := offer(ctx, bus)
 	if err != nil {
+		return err
+	}
+	if err := measured(ctx, metricsAt, m, cfg.Log); err != nil {
 		return err
 	}
 	notify(cfg.Log, daemon.SdNotifyReady)
