@@ -1,5 +1,5 @@
-// Package netctl is what a manager and a network's process (lodge-net) say to each other: the process's configuration, changes of
-// a running network, and how it is. It knows nothing of how frames are carried.
+// Package netctl is what a manager of lodge-net knows of it: how it is configured, what it is told while it runs, and what it
+// answers. What does the work is package usermode, in another process.
 package netctl
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
 )
 
-// Config is what a network's process is started with.
+// Config is what a network is made from.
 type Config struct {
 	Network   network.Network
 	Guests    []network.Guest
@@ -52,12 +52,12 @@ type Change struct {
 	Resolvers *[]netip.AddrPort `json:",omitempty"` // the host's
 }
 
-// Answer answers a Change.
-type Answer struct {
+// Changed answers a Change.
+type Changed struct {
 	Error string `json:",omitempty"`
 }
 
-// Manager is a connection to a network's changes.
+// Manager is a connection to a network's ServeChanges.
 type Manager struct{ conn *net.UnixConn }
 
 // DialManager connects to the socket at path. Close closes the connection.
@@ -92,7 +92,7 @@ func (m *Manager) Do(ctx context.Context, c Change, file *os.File) error {
 	if err != nil {
 		return fmt.Errorf("network helper: %w", err)
 	}
-	var a Answer
+	var a Changed
 	if err := json.Unmarshal(answer[:k], &a); err != nil {
 		return fmt.Errorf("network helper: answer %q: %w", answer[:k], err)
 	}

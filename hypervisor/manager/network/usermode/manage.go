@@ -202,7 +202,7 @@ func (n *Net) converse(ctx context.Context, conn *net.UnixConn) {
 		if err != nil {
 			return
 		}
-		var a netctl.Answer
+		var a netctl.Changed
 		if err := n.change(message, file); err != nil {
 			a.Error = err.Error()
 		}
