@@ -100,6 +100,11 @@ var rules = []rule{
 			"internal/framing", "internal/ratelog"},
 	},
 	{
+		why:  "what makes boot images knows nothing of what runs in them",
+		of:   []string{"hypervisor/bootimage"},
+		only: []string{},
+	},
+	{
 		why:   "libraries know nothing of programs and of tests",
 		of:    []string{"hypervisor/...", "passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/..."},
 		never: []string{"cmd/...", "e2e/..."},
@@ -281,6 +286,7 @@ func TestRules(t *testing.T) {
 		{"cmd/lodge-net", "hypervisor/manager/network/usermode", true},
 		{"cmd/lodge-net", "hypervisor/manager/network/bridge", false},
 		{"hypervisor/manager/network/bridge", "hypervisor/manager", false},
+		{"hypervisor/bootimage", "hypervisor/boot", false},
 	}
 	for _, tt := range tests {
 		ok := true
@@ -296,7 +302,7 @@ func TestRules(t *testing.T) {
 // lodge-vmm is to run in a jail that has no libraries, and the others in a boot image that has none.
 func TestStatic(t *testing.T) {
 	dir := t.TempDir()
-	programs := []string{"lodge-vmm", "lodge-net", "lodge-seat", "lodge"}
+	programs := []string{"lodge-vmm", "lodge-net", "lodge-seat", "lodge", "lodge-image"}
 	args := []string{"build", "-trimpath", "-o", dir}
 	for _, p := range programs {
 		args = append(args, module+"/cmd/"+p)
