@@ -19,15 +19,16 @@ import (
 
 // guest is one guest. Its owner, the goroutine of own, alone touches what is below that comment; others ask it by do.
 type guest struct {
-	m     *Manager
-	name  string
-	log   *slog.Logger
-	calls chan func()
-	gone  chan struct{} // closed by end
-	once  sync.Once
-	info  atomic.Pointer[published]
-	thumb thumbnail
-	tasks sync.WaitGroup // what runs beside the owner
+	m       *Manager
+	name    string
+	log     *slog.Logger
+	calls   chan func()
+	gone    chan struct{} // closed by end
+	once    sync.Once
+	info    atomic.Pointer[published]
+	thumb   thumbnail
+	tasks   sync.WaitGroup // what runs beside the owner
+	serving sync.WaitGroup // storage daemons that are being ended
 
 	// The owner's:
 	def    *store.Guest // nil if fault is not
@@ -35,6 +36,7 @@ type guest struct {
 	state  life.State
 	since  time.Time
 	note   string
+	reason string // why its machine has paused it
 	failed error  // why the last start, stop or save has failed
 	busy   string // why it may not be started now, nor changed: its disks are being replaced
 
@@ -51,7 +53,9 @@ type guest struct {
 	op        *progress          // of the job that gives the command which is being taken
 	answer    chan error         // of who gives a command that is answered soon
 	order     order              // for the snapshot that is being made
+	keys      map[string][]byte  // of encrypted disks
 	unplugged bool
+	pausedFor string // what note says of why the machine has paused the guest
 	change    uint64 // the newest that the VMM has told of
 	lacks     string // of its cell, as told last
 }
@@ -133,7 +137,11 @@ func (g *guest) stepWith(e life.Event, f life.Facts) error {
 		return fmt.Errorf("guest %s: %w", g.name, err)
 	}
 	if to != g.state {
-		g.log.Info("guest changes state", "from", string(g.state), "to", string(to), "because", string(e), "note", g.note)
+		tell := g.log.Info
+		if to == life.Crashed {
+			tell = g.log.Warn
+		}
+		tell("guest is "+string(to), "state", string(to), "before", string(g.state), "because", string(e), "note", g.note)
 		g.state, g.since = to, time.Now()
 	}
 	g.act(action)
@@ -171,7 +179,7 @@ func (g *guest) writeRecord() error {
 // publish lets others see how the guest is.
 func (g *guest) publish() {
 	i := Guest{
-		Name: g.name, State: g.state, Since: g.since, Note: g.note, Ready: g.ready, Saved: g.saved(), Began: g.rec.Began, Reboots: g.reboots,
+		Name: g.name, State: g.state, Since: g.since, Note: g.note, Reason: g.reason, Ready: g.ready, Saved: g.saved(), Began: g.rec.Began, Reboots: g.reboots,
 		Restarts: g.rec.Restarts,
 	}
 	if g.state == life.Restarting {
@@ -312,6 +320,7 @@ func (g *guest) act(a life.Action) {
 		g.unplug()
 	case life.Clear:
 		g.clear()
+		g.dropKeys()
 	case life.ClearAwait:
 		g.clear()
 		g.rec.Restarts = 0
@@ -339,9 +348,11 @@ func (g *guest) clear() {
 		g.proc = nil
 	}
 	g.running = launched{}
-	g.ready, g.again, g.unplugged, g.reboots = false, false, false, 0
+	g.ready, g.again, g.unplugged, g.reboots, g.reason = false, false, false, 0, ""
 	g.rec = record{Restarts: g.rec.Restarts}
 	g.m.stats.forget(g.name)
+	g.m.networks.release(g.name)
+	g.endDaemons()
 	g.removeCgroup()
 	for _, dir := range []string{g.overlayDir(), g.m.runDir(g.name)} {
 		if err := os.RemoveAll(dir); err != nil {
@@ -353,11 +364,14 @@ func (g *guest) clear() {
 // overlayDir has the copies of disks that a disposable guest writes to.
 func (g *guest) overlayDir() string { return filepath.Join(g.dir(), "overlay") }
 
-// dropSaved removes the saved state at once, and what it is made of after that.
+// dropSaved removes the saved state at once, and what it is made of after that. It must not come back with a crash of the host:
+// the disks move on.
 func (g *guest) dropSaved() {
 	away := filepath.Join(g.dir(), tmpPrefix+"suspended")
 	err := os.Rename(g.suspendedDir(), away)
-	if errors.Is(err, fs.ErrNotExist) {
+	if err == nil {
+		err = syncPath(g.dir())
+	} else if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
 	for _, path := range []string{away, g.suspendedDir() + ".json", g.suspendedDir() + ".png"} {

@@ -28,16 +28,19 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/job"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/bridge"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
 )
 
 // Config says where things are and who does what.
 type Config struct {
-	ConfigDir string // definitions: guests/NAME.toml, pools/NAME.toml
+	ConfigDir string // definitions: guests/NAME.toml, pools/NAME.toml, networks/NAME.toml
 	StateDir  string // what outlives a boot: guests/NAME, versions/NAME, images
-	RunDir    string // sockets, which do not: guests/NAME
+	RunDir    string // sockets, which do not: guests/NAME, networks/NAME
 
 	Launcher Launcher
+	LodgeNet string       // the program lodge-net, which carries networks
+	Bridge   *bridge.Host // what has the host's kernel carry networks; nil: it carries none
 	Cgroups  *cell.Parent // what VMMs' control groups are made in; nil: they have none
 
 	// Screen returns what a guest shows, over the socket of its display. nil: there are no thumbnails.
@@ -64,6 +67,8 @@ type Manager struct {
 	jobs  *job.Jobs
 	bus   bus
 	stats sampler
+
+	networks networks
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -115,8 +120,12 @@ func New(cfg Config) (_ *Manager, err error) {
 	if err := m.loadPools(); err != nil {
 		return nil, err
 	}
+	if err := m.openNetworks(); err != nil {
+		return nil, err
+	}
 	m.store, err = store.Open(store.Config{
 		Dir: filepath.Join(m.cfg.ConfigDir, "guests"), Versions: filepath.Join(m.cfg.StateDir, "versions"), Sockets: m.sockets, Images: m.imagePath,
+		Network: m.networks.usable,
 	})
 	if err != nil {
 		return nil, err
@@ -171,7 +180,7 @@ func (m *Manager) recover() error {
 		return err
 	}
 	for _, d := range dirs {
-		if name := d.Name(); definition.IsName(name) {
+		if name := d.Name(); definition.IsName(name) && !m.finishDeletion(name, names[name]) {
 			if r, err := readRecord(m.stateDir(name)); err != nil {
 				m.log.Warn("record of a guest is damaged", "guest", name, "err", err)
 				_ = removeRecord(m.stateDir(name))
@@ -186,6 +195,7 @@ func (m *Manager) recover() error {
 	for _, g := range m.all() {
 		g.do(g.takeUp)
 	}
+	m.networks.settle()
 	for _, g := range m.all() { // only now, when it is known of all whether they run
 		g.do(g.carryOn)
 	}
@@ -235,6 +245,7 @@ func (m *Manager) Close() {
 	for _, g := range m.all() {
 		g.end()
 	}
+	m.networks.close()
 	m.wg.Wait()
 	m.closePools()
 	if m.lock != nil {
@@ -291,11 +302,12 @@ type Guest struct {
 	// Fault says what is wrong with the definition; the guest cannot be started then, and of the above only Name counts.
 	Fault string
 
-	State life.State
-	Since time.Time // when it came into this state
-	Note  string    // for people: why it crashed, why it is paused, that it does not answer
-	Ready bool      // it runs, and its probe has succeeded if it has one
-	Stale bool      // it runs with an older definition
+	State  life.State
+	Since  time.Time // when it came into this state
+	Note   string    // for people: why it crashed, why it is paused, that it does not answer
+	Reason string    // for programs: why its machine has paused it, such as "disk-full"
+	Ready  bool      // it runs, and its probe has succeeded if it has one
+	Stale  bool      // it runs with an older definition
 
 	PID     int       // of its VMM; 0 is none
 	Began   time.Time // when the VMM was started
@@ -402,11 +414,11 @@ func (m *Manager) VersionText(name string, number int) ([]byte, error) {
 	return m.store.VersionText(name, number)
 }
 
-// Reload reads the definitions of pools and guests anew, which people may have edited by hand.
+// Reload reads the definitions of pools, networks and guests anew, which people may have edited by hand.
 func (m *Manager) Reload() error {
 	m.defining.Lock()
 	defer m.defining.Unlock()
-	return errors.Join(m.loadPools(), m.reload())
+	return errors.Join(m.loadPools(), m.networks.reload(), m.reload())
 }
 
 // reload is Reload with defining held.
@@ -448,8 +460,8 @@ func (m *Manager) Delete(name string) error {
 			refused = g.errBusy()
 		}
 		if refused == nil {
-			if refused = m.store.Delete(name); refused == nil || errors.Is(refused, store.ErrNotFound) {
-				refused, g.busy = nil, "it is deleted"
+			if refused = m.deleteDefinition(name); refused == nil {
+				g.busy = "it is deleted"
 			}
 		}
 	}) {
@@ -460,6 +472,42 @@ func (m *Manager) Delete(name string) error {
 	}
 	m.log.Info("guest deleted", "guest", name)
 	return m.remove(g)
+}
+
+// deletedName is a file in the directory of a guest that is being deleted: if its definition has gone, so is the rest to.
+const deletedName = "deleted"
+
+// deleteDefinition deletes a guest's definition. The next manager knows from then on what to do with what is left of the guest.
+func (m *Manager) deleteDefinition(name string) error {
+	mark := filepath.Join(m.stateDir(name), deletedName)
+	if err := writeFile(mark, true); err != nil && !errors.Is(err, fs.ErrNotExist) { // without a directory, nothing is left
+		return err
+	}
+	err := m.store.Delete(name)
+	if err == nil || errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if e := os.Remove(mark); !errors.Is(e, fs.ErrNotExist) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// finishDeletion removes what is left of a guest whose deletion was interrupted, and reports whether there was one. defined is
+// whether its definition is still there: it was not deleted then.
+func (m *Manager) finishDeletion(name string, defined bool) bool {
+	mark := filepath.Join(m.stateDir(name), deletedName)
+	if _, err := os.Stat(mark); err != nil {
+		return false
+	}
+	left := mark
+	if !defined {
+		left = m.stateDir(name)
+	}
+	if err := os.RemoveAll(left); err != nil {
+		m.log.Error("left over of a deleted guest", "guest", name, "err", err)
+	}
+	return !defined
 }
 
 // remove drops a guest that has no definition and no VMM any more, and all that is kept of it.

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
@@ -27,6 +29,9 @@ func (g *guest) takeUp() {
 	}
 	g.state, g.since, g.note, g.again = rec.State, rec.Since, rec.Note, rec.Again
 	g.rec = *rec
+	if rec.State == life.Paused {
+		g.pausedFor = rec.Note
+	}
 	switch {
 	case rec.Boot != g.m.boot:
 		g.afterHost()
@@ -89,6 +94,10 @@ func (g *guest) afterHost() {
 // findVMM finds the VMM that is on record, or out how it has ended.
 func (g *guest) findVMM() {
 	p, err := openProcess(g.rec.PID, g.rec.Start)
+	if err == nil && g.state == life.Starting && p.waits() { // for the manager before, and so for its own end
+		err = errors.Join(p.kill(unix.SIGKILL), procstat.ErrGone)
+		p.close()
+	}
 	if err != nil {
 		if !errors.Is(err, procstat.ErrGone) {
 			g.log.Error("VMM on record", "err", err)

@@ -133,7 +133,13 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 	if err != nil {
 		return err
 	}
+	if err := g.serve(ctx, def); err != nil {
+		return err
+	}
 	if err := def.CheckHost(g.name + ".toml"); err != nil {
+		return err
+	}
+	if def.NICs, err = g.m.networks.attach(ctx, g.name, def.NICs); err != nil {
 		return err
 	}
 	vmm := def.Definition

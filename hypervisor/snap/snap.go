@@ -22,7 +22,7 @@ type Component interface {
 	// Resume undoes Pause; after decoding it starts the workers for the first time.
 	Resume() error
 	// State saves or restores every field, in one fixed order, through c. A value that cannot be right (an index
-	// beyond a queue's size) is refused with c.Fail.
+	// beyond a queue's size) is refused with c.Fail, and so is one that would be saved again as another.
 	State(c *Codec)
 }
 

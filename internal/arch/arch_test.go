@@ -85,7 +85,7 @@ var rules = []rule{
 	{
 		why:  "the store knows definitions, and nothing of what becomes of them",
 		of:   []string{"hypervisor/manager/store"},
-		only: []string{"hypervisor/definition"},
+		only: []string{"hypervisor/definition", "internal/deffile"},
 	},
 	{
 		why:   "the manager takes functions for what people see: commands compose it, and an API is one of its users",
@@ -96,8 +96,13 @@ var rules = []rule{
 		why:    "what reads the frames of guests knows no way to change the host, and neither knows the manager",
 		of:     []string{"hypervisor/manager/network/...", "cmd/lodge-net"},
 		except: []string{"hypervisor/manager/network"},
-		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
-			"internal/framing", "internal/ratelog"},
+		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/netctl", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
+			"internal/deffile", "internal/framing", "internal/ratelog", "internal/seccomp"},
+	},
+	{
+		why:   "what starts and commands lodge-net has no network stack in it",
+		of:    []string{"cmd/lodge", "cmd/lodged", "hypervisor/manager", "hypervisor/manager/api"},
+		never: []string{"hypervisor/manager/network/usermode"},
 	},
 	{
 		why:  "what makes boot images knows nothing of what runs in them",
@@ -287,6 +292,8 @@ func TestRules(t *testing.T) {
 		{"cmd/lodge-net", "hypervisor/manager/network/bridge", false},
 		{"hypervisor/manager/network/bridge", "hypervisor/manager", false},
 		{"hypervisor/bootimage", "hypervisor/boot", false},
+		{"cmd/lodged", "hypervisor/manager/network/netctl", true},
+		{"cmd/lodged", "hypervisor/manager/network/usermode", false},
 	}
 	for _, tt := range tests {
 		ok := true

@@ -1,9 +1,12 @@
 package api
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
@@ -60,4 +63,29 @@ func openGiven(fd int, write bool) (*os.File, error) {
 		return nil, fmt.Errorf("descriptor: %w", err)
 	}
 	return os.NewFile(uintptr(own), filepath.Base(path)), nil
+}
+
+// What a key that a caller sends may take.
+const (
+	maxKey   = 4096            // bytes
+	keyLimit = 5 * time.Second // until a pipe has given it
+)
+
+func listKeys(_ context.Context, r *request) ([]any, error) {
+	disks, err := r.Manager.Keys(r.object.Guest)
+	return []any{append([]string{}, disks...)}, err
+}
+
+func giveKey(_ context.Context, r *request) ([]any, error) {
+	f, err := r.file(1, false)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	_ = f.SetReadDeadline(time.Now().Add(keyLimit)) // a file needs none
+	key, err := io.ReadAll(io.LimitReader(f, maxKey+1))
+	if err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	return nil, r.Manager.GiveKey(r.object.Guest, r.str(0), key)
 }

@@ -77,6 +77,11 @@ func guestLife() []method {
 			doc: "Saves it with its memory and ends it; the next start goes on from there. To cancel the job lets it run on."},
 		{name: "Discard", action: Control, doc: "Drops what is said of its crash, or else its saved state.",
 			call: guestCall(func(_ context.Context, m Manager, name string) error { return m.Discard(name) })},
+		{name: "ListKeys", action: View, out: []arg{{"disks", "as", 0}}, call: listKeys,
+			doc: "The names of its encrypted disks whose keys are needed before it can be started."},
+		{name: "GiveKey", action: Control, in: []arg{{"disk", "s", 0}, {"key", "h", 0}}, call: giveKey,
+			doc: "Gives the key of an encrypted disk: up to 4096 bytes that a pipe or a file holds. It is kept in memory until the guest " +
+				"is off the next time."},
 		{name: "Switch", action: Switch, doc: "Has the seat show it.", call: switchTo},
 	}
 }
@@ -131,6 +136,7 @@ func guestProperties() []property {
 		{"State", "s", false, "defined, saved, crashed, waiting, restarting, starting, running, paused, saving or stopping."},
 		{"Since", "t", false, "When it came into this state, in microseconds since 1970."},
 		{"Note", "s", false, "What people should know: why it crashed, why it is paused."},
+		{"Reason", "s", false, "Why its machine has paused it, for programs: disk-full, or empty if it has not."},
 		{"Ready", "b", false, "It runs and serves others."},
 		{"Stale", "b", false, "It runs with an older definition."},
 		{"PID", "u", false, "The process of its machine, or 0."},

@@ -258,3 +258,58 @@ func TestPoolSignals(t *testing.T) {
 	}
 	hear("PoolRemoved", client.ManagerPath)
 }
+
+// The key of an encrypted disk comes by a descriptor, and is known to be needed before.
+func TestGiveKey(t *testing.T) {
+	r := newRig(t, nil)
+	ctx := t.Context()
+	disk := filepath.Join(r.dir, "disk.luks")
+	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.c.Define(ctx, definitionOf("one")+"[[disk]]\nname = \"root\"\npath = \""+disk+"\"\nformat = \"luks\"\n"); err != nil {
+		t.Fatal(err)
+	}
+	keys := func(want string) {
+		t.Helper()
+		if got, err := r.c.Keys(ctx, "one"); err != nil || strings.Join(got, " ") != want {
+			t.Errorf("keys needed of %v, want %q: %v", got, want, err)
+		}
+	}
+	start := func() error {
+		_, err := r.do(func(ctx context.Context) (uint64, error) { return r.c.Start(ctx, "one") })
+		return err
+	}
+	keys("root")
+	if err := start(); !errors.Is(err, client.ErrKeyNeeded) {
+		t.Errorf("start without a key: %v", err)
+	}
+	for name, key := range map[string][]byte{"none": {}, "long": make([]byte, maxKey+1)} {
+		if err := r.c.GiveKey(ctx, "one", "root", key); err == nil {
+			t.Errorf("a key that is %s is taken", name)
+		}
+	}
+	if err := r.c.GiveKey(ctx, "one", "other", []byte("x")); err == nil {
+		t.Error("a key of no disk is taken")
+	}
+	keys("root")
+	if err := r.c.GiveKey(ctx, "one", "root", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	keys("")
+	if err := start(); err == nil || errors.Is(err, client.ErrKeyNeeded) {
+		t.Errorf("start of what is no LUKS: %v", err)
+	}
+	keys("root")
+	// Nobody waits for a pipe that says nothing.
+	pr, pw, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pr.Close()
+	defer pw.Close()
+	conn := r.connect()
+	if got := errorOf(conn, client.GuestPath("one"), client.GuestInterface+".GiveKey", "root", dbus.UnixFD(pr.Fd())); got != "Failed" {
+		t.Errorf("of a pipe that is silent: %q", got)
+	}
+}

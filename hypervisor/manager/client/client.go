@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -21,6 +22,7 @@ var (
 	ErrNotAuthorized = &Error{Name: ErrorPrefix + "NotAuthorized"}
 	ErrDefinition    = &Error{Name: ErrorPrefix + "InvalidDefinition"}
 	ErrNoScreen      = &Error{Name: ErrorPrefix + "NoScreen"}
+	ErrKeyNeeded     = &Error{Name: ErrorPrefix + "KeyNeeded"}
 	ErrNoSpace       = &Error{Name: ErrorPrefix + "NoSpace"}
 )
 
@@ -127,7 +129,7 @@ type Guest struct {
 	DefinitionTag            string
 	State                    string
 	Since                    time.Time
-	Note                     string
+	Note, Reason             string
 	Ready, Stale             bool
 	PID                      uint32
 	Began                    time.Time
@@ -182,7 +184,7 @@ func (p properties) guest() Guest {
 		Name: str("Name"), Label: str("Label"), Color: str("Color"), Icon: str("Icon"), Slot: value[uint32](p, "Slot"),
 		UUID: str("UUID"), CPUs: value[uint32](p, "CPUs"), Memory: value[uint64](p, "Memory"),
 		Autostart: value[bool](p, "Autostart"), Disposable: value[bool](p, "Disposable"), Depends: value[[]string](p, "Depends"),
-		Fault: str("Fault"), DefinitionTag: str("DefinitionTag"), State: str("State"), Since: p.time("Since"), Note: str("Note"),
+		Fault: str("Fault"), DefinitionTag: str("DefinitionTag"), State: str("State"), Since: p.time("Since"), Note: str("Note"), Reason: str("Reason"),
 		Ready: value[bool](p, "Ready"), Stale: value[bool](p, "Stale"), PID: value[uint32](p, "PID"), Began: p.time("Began"),
 		Reboots: value[uint32](p, "Reboots"), Restarts: value[uint32](p, "Restarts"), RestartAt: p.time("RestartAt"),
 		SavedAt: p.time("SavedAt"), DisplaySocket: str("DisplaySocket"), SerialSocket: str("SerialSocket"),
@@ -232,7 +234,7 @@ type Row struct {
 	Fault, DefinitionTag     string
 	State                    string
 	Since                    uint64
-	Note                     string
+	Note, Reason             string
 	Ready, Stale             bool
 	PID                      uint32
 	Began                    uint64
@@ -246,7 +248,7 @@ func (r *Row) guest() Guest {
 	return Guest{
 		Name: r.Name, Label: r.Label, Color: r.Color, Icon: r.Icon, Slot: r.Slot, UUID: r.UUID, CPUs: r.CPUs, Memory: r.Memory,
 		Autostart: r.Autostart, Disposable: r.Disposable, Depends: r.Depends, Fault: r.Fault, DefinitionTag: r.DefinitionTag,
-		State: r.State, Since: moment(r.Since), Note: r.Note, Ready: r.Ready, Stale: r.Stale, PID: r.PID, Began: moment(r.Began),
+		State: r.State, Since: moment(r.Since), Note: r.Note, Reason: r.Reason, Ready: r.Ready, Stale: r.Stale, PID: r.PID, Began: moment(r.Began),
 		Reboots: r.Reboots, Restarts: r.Restarts, RestartAt: moment(r.RestartAt), SavedAt: moment(r.SavedAt),
 		DisplaySocket: r.Display, SerialSocket: r.Serial, ConsoleSocket: r.Console, VsockSocket: r.Vsock,
 	}
@@ -308,6 +310,32 @@ func jobID(path dbus.ObjectPath) (uint64, error) {
 func (c *Client) Start(ctx context.Context, guest string) (job uint64, err error) {
 	return c.begin(ctx, guest, "Start")
 }
+
+// Keys returns the names of a guest's encrypted disks whose keys are needed before it can be started.
+func (c *Client) Keys(ctx context.Context, guest string) (disks []string, err error) {
+	return disks, c.guestCall(ctx, guest, "ListKeys", nil, &disks)
+}
+
+// GiveKey gives the key of an encrypted disk, for the next start.
+func (c *Client) GiveKey(ctx context.Context, guest, disk string, key []byte) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if len(key) > maxKey { // more than a pipe takes at once, perhaps
+		err = fmt.Errorf("disk %s: a key of %d bytes: at most %d are possible", disk, len(key), maxKey)
+	} else {
+		_, err = w.Write(key)
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		return err
+	}
+	return c.guestCall(ctx, guest, "GiveKey", []any{disk, dbus.UnixFD(r.Fd())})
+}
+
+// maxKey bounds a key, in bytes.
+const maxKey = 4096
 
 // Stop presses its power button, and switches it off if it has not ended in time.
 func (c *Client) Stop(ctx context.Context, guest string) (job uint64, err error) {

@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Formats of an image.
@@ -88,6 +90,39 @@ func (i *Image) nodes(readOnly bool) ([]node, error) {
 	return []node{file, top}, nil
 }
 
+// lock opens the image's file with the lock that guests have on disks, exclusive unless they only read. Of an NBD export, which
+// its server guards, it is a file of no meaning.
+func (i *Image) lock(readOnly bool) (*os.File, error) {
+	if i.Path == "" {
+		return os.Open(os.DevNull)
+	}
+	f, err := os.OpenFile(i.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	how := unix.LOCK_EX
+	if readOnly {
+		how = unix.LOCK_SH
+	}
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s is in use by another guest: stop that one, or make the disk read-only in both", i.Path)
+		}
+		return nil, fmt.Errorf("lock %s: %w", i.Path, err)
+	}
+	return f, nil
+}
+
+// Encrypted reports whether the image needs a Secret.
+func (i *Image) Encrypted() (bool, error) {
+	if i.Format != QCOW2 || i.Path == "" {
+		return i.Format == LUKS, nil
+	}
+	h, err := i.header()
+	return binary.BigEndian.Uint32(h[qcow2Crypt:]) != 0, err
+}
+
 // reconnectDelay is for how long requests wait for an NBD server that went away, in seconds, before they fail.
 const reconnectDelay = 60
 
@@ -143,22 +178,31 @@ func parseNBD(raw string) (server object, export string, err error) {
 const (
 	qcow2Magic         = "QFI\xfb"
 	qcow2Backing       = 8  // offset of the backing file's name, or 0
+	qcow2Crypt         = 32 // 0: not encrypted
 	qcow2Incompatible  = 72 // feature bits of version 3
 	qcow2HeaderSize    = 80
 	qcow2ExternalData  = 1 << 2
 	qcow2FirstVersion3 = 3
 )
 
-// checkQCOW2 refuses an image that names other files, unless that is expected.
-func (i *Image) checkQCOW2() error {
-	f, err := os.Open(i.Path)
+// header returns the begin of a qcow2 image.
+func (i *Image) header() (h [qcow2HeaderSize]byte, err error) {
+	f, err := os.OpenFile(i.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return err
+		return h, err
 	}
 	defer f.Close()
-	var h [qcow2HeaderSize]byte
 	if _, err := io.ReadFull(f, h[:]); err != nil || string(h[:4]) != qcow2Magic {
-		return fmt.Errorf("%s is not a qcow2 image: correct its format", i.Path)
+		return h, fmt.Errorf("%s is not a qcow2 image: correct its format", i.Path)
+	}
+	return h, nil
+}
+
+// checkQCOW2 refuses an image that names other files, unless that is expected.
+func (i *Image) checkQCOW2() error {
+	h, err := i.header()
+	if err != nil {
+		return err
 	}
 	be := binary.BigEndian
 	if be.Uint64(h[qcow2Backing:]) != 0 && !i.Backing {

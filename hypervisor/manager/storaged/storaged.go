@@ -13,6 +13,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,13 +34,14 @@ const (
 type Config struct {
 	Name     string // for messages, such as "work.root"
 	Socket   string // where to listen: a path of at most 107 bytes. What is there is replaced
+	PIDFile  string // gets the daemon's number, before Start returns; "" is none. See PID
 	Image    Image
 	ReadOnly bool         // the guest must not write
 	Queues   int          // request queues; 0 is 1
 	Log      *slog.Logger // for what the daemon says, limited in rate: a guest can make it speak. nil is slog.Default
 }
 
-// Daemon is a running storage daemon.
+// Daemon is a running storage daemon. It outlives this process.
 type Daemon struct {
 	name, socket string
 	cmd          *exec.Cmd
@@ -68,6 +72,11 @@ func start(ctx context.Context, cfg Config) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	locked, err := cfg.Image.lock(cfg.ReadOnly)
+	if err != nil {
+		return nil, err
+	}
+	defer locked.Close()
 	listener, err := listen(cfg.Socket)
 	if err != nil {
 		return nil, err
@@ -81,7 +90,9 @@ func start(ctx context.Context, cfg Config) (*Daemon, error) {
 	defer theirs.Close()
 	d := &Daemon{name: cfg.Name, socket: cfg.Socket, done: make(chan struct{}), said: &lines{}}
 	d.cmd = exec.Command(program, arguments(cfg, nodes)...)
-	d.cmd.ExtraFiles = []*os.File{listener, theirs} // descriptors 3 and 4, and the secret 5
+	// Descriptors 3, 4 and 5, and the secret 6. The lock is the daemon's as long as it has the file.
+	d.cmd.ExtraFiles = []*os.File{listener, theirs, locked}
+	d.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	d.cmd.Stdout, d.cmd.Stderr = d.said, d.said
 	if len(cfg.Image.Secret) > 0 {
 		secret, err := secretFile(cfg.Image.Secret)
@@ -155,6 +166,24 @@ const logBurst = 10
 // startLimit is how long a daemon may take to open its image.
 const startLimit = 30 * time.Second
 
+// PID returns the number of the daemon that was started with that PID file, whoever has started it. It reports whether there is
+// one.
+func PID(file string) (pid int, ok bool) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, false
+	}
+	if pid, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
+		return 0, false
+	}
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return 0, false
+	}
+	words := strings.Split(string(args), "\x00")
+	return pid, filepath.Base(words[0]) == Program && slices.Contains(words, file)
+}
+
 // Capacity returns the disk's size in bytes.
 func (d *Daemon) Capacity() uint64 { return d.capacity }
 
@@ -192,10 +221,13 @@ func (d *Daemon) Stop(ctx context.Context) error {
 func arguments(cfg Config, nodes []node) []string {
 	var args []string
 	if len(cfg.Image.Secret) > 0 {
-		args = append(args, "--object", object{"qom-type": "secret", "id": secretID, "file": "/proc/self/fd/5"}.String())
+		args = append(args, "--object", object{"qom-type": "secret", "id": secretID, "file": "/proc/self/fd/6"}.String())
 	}
 	for _, n := range nodes {
 		args = append(args, "--blockdev", object(n).String())
+	}
+	if cfg.PIDFile != "" {
+		args = append(args, "--pidfile", cfg.PIDFile)
 	}
 	args = append(args, "--chardev", "socket,id=monitor,fd=4", "--monitor", "chardev=monitor")
 	return append(args, "--export", object{"type": "vhost-user-blk", "id": "disk", "node-name": topNode,

@@ -224,7 +224,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// An image has one writer: the second daemon says so.
+// An image has one writer: the second daemon is not started.
 func TestLocked(t *testing.T) {
 	image := Image{Path: newImage(t, "qcow2"), Format: QCOW2}
 	run(t, config(t, image))
@@ -232,14 +232,14 @@ func TestLocked(t *testing.T) {
 	if err == nil {
 		stop(t, d)
 	}
-	if err == nil || !strings.Contains(err.Error(), "lock") {
+	if err == nil || !strings.Contains(err.Error(), "is in use by another guest") {
 		t.Errorf("%v", err)
 	}
 }
 
 func TestSecretNotVisible(t *testing.T) {
 	args := strings.Join(arguments(Config{Image: Image{Format: LUKS, Secret: []byte("hush")}}, nil), " ")
-	if strings.Contains(args, "hush") || !strings.Contains(args, "/proc/self/fd/5") {
+	if strings.Contains(args, "hush") || !strings.Contains(args, "/proc/self/fd/6") {
 		t.Error(args)
 	}
 }
@@ -278,5 +278,51 @@ func TestParseNBD(t *testing.T) {
 		if got != want {
 			t.Errorf("%s: %s, %v", in, got, err)
 		}
+	}
+}
+
+// A daemon is found by its PID file, and nobody else is.
+func TestPID(t *testing.T) {
+	cfg := config(t, Image{Path: newImage(t, "qcow2"), Format: QCOW2})
+	cfg.PIDFile = filepath.Join(t.TempDir(), "pid")
+	d := run(t, cfg)
+	pid, ok := PID(cfg.PIDFile)
+	if !ok || pid != d.cmd.Process.Pid {
+		t.Errorf("%d, %t", pid, ok)
+	}
+	for what, text := range map[string]string{"another's": "1", "nonsense": "x"} {
+		file := filepath.Join(t.TempDir(), "pid")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if pid, ok := PID(file); ok {
+			t.Errorf("%s: %d", what, pid)
+		}
+	}
+	stop(t, d)
+	if pid, ok := PID(cfg.PIDFile); ok {
+		t.Errorf("of one that has ended: %d", pid)
+	}
+	if again, err := Start(t.Context(), cfg); err != nil {
+		t.Error(err)
+	} else {
+		stop(t, again)
+	}
+}
+
+func TestEncrypted(t *testing.T) {
+	for want, images := range map[bool][]Image{
+		false: {{Path: newImage(t, "qcow2"), Format: QCOW2}, {Path: newImage(t, "raw"), Format: Raw}, {URL: "nbd://h/x", Format: QCOW2}},
+		true: {{Path: newImage(t, "qcow2", "--object", keyObject, "-o", "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10"), Format: QCOW2},
+			{Path: "/any", Format: LUKS}},
+	} {
+		for _, i := range images {
+			if got, err := i.Encrypted(); err != nil || got != want {
+				t.Errorf("%+v: %t, %v", i, got, err)
+			}
+		}
+	}
+	if _, err := (&Image{Path: newImage(t, "raw"), Format: QCOW2}).Encrypted(); err == nil {
+		t.Error("a raw image is taken for a qcow2")
 	}
 }

@@ -7,6 +7,17 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/virtio"
 )
 
+// aside runs f and returns when it has. What is done for a Remote device is done by another goroutine: that of a vCPU may be
+// held to system calls that talk to nobody.
+func (t *Transport) aside(f func() error) error {
+	if t.remote == nil {
+		return f()
+	}
+	done := make(chan error)
+	go func() { done <- f() }()
+	return <-done
+}
+
 // findCalls sets Env.Calls before a Remote device starts.
 func (t *Transport) findCalls() error {
 	if t.remote == nil {
@@ -29,17 +40,21 @@ func (t *Transport) moveCalls() {
 	if t.remote == nil || !t.running {
 		return
 	}
-	for i := range t.queues {
-		call, err := t.call(i)
-		if err != nil {
-			t.broken(err)
-			return
+	if err := t.aside(func() error {
+		for i := range t.queues {
+			call, err := t.call(i)
+			if err != nil {
+				return err
+			}
+			if call != t.env.Calls[i] {
+				t.env.Calls[i] = call
+				t.remote.SetCall(i, call)
+				t.interruptQueue(&t.queues[i])
+			}
 		}
-		if call != t.env.Calls[i] {
-			t.env.Calls[i] = call
-			t.remote.SetCall(i, call)
-			t.interruptQueue(&t.queues[i])
-		}
+		return nil
+	}); err != nil {
+		t.broken(err)
 	}
 }
 

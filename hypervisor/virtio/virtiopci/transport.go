@@ -262,20 +262,23 @@ func (t *Transport) buildEnv() error {
 }
 
 func (t *Transport) start() error {
-	if err := t.findCalls(); err != nil {
-		return err
-	}
-	if err := t.dev.Start(t.env); err != nil {
-		return err
-	}
-	t.running = true
-	return nil
+	err := t.aside(func() error {
+		if err := t.findCalls(); err != nil {
+			return err
+		}
+		return t.dev.Start(t.env)
+	})
+	t.running = err == nil
+	return err
 }
 
 func (t *Transport) stop() {
 	if t.running {
 		t.running = false
-		t.env.Stop(t.dev)
+		_ = t.aside(func() error { // there is none
+			t.env.Stop(t.dev)
+			return nil
+		})
 	}
 }
 

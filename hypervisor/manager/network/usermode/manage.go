@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -14,24 +15,8 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 )
-
-// ReadConfig reads a Config as WriteConfig writes it.
-func ReadConfig(r io.Reader) (Config, error) {
-	var c Config
-	d := json.NewDecoder(io.LimitReader(r, maxMessage))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&c); err != nil {
-		return Config{}, fmt.Errorf("configuration: %w", err)
-	}
-	return c, nil
-}
-
-// WriteConfig writes c, for the process that the network is to run in.
-func WriteConfig(w io.Writer, c Config) error { return json.NewEncoder(w).Encode(c) }
-
-// maxMessage is more than a configuration with all that it can have, in bytes.
-const maxMessage = 128 << 10
 
 // Plug gives the guest called name its socket: a stream socket that is connected to its VMM, or one that listens for it, in place
 // of an earlier one. It takes f over.
@@ -72,16 +57,109 @@ func (n *Net) Plug(name string, f *os.File) error {
 	return nil
 }
 
-// Change is what a manager tells a running network: exactly one of its fields is set.
-type Change struct {
-	Guest  *network.Guest  `json:",omitempty"` // is there from now on; comes with a socket for Plug
-	Remove string          `json:",omitempty"` // the name of a guest that is not there any more
-	Rules  *[]network.Rule `json:",omitempty"` // in place of those that held
+// serve has Close close services; if that has been, they are closed now.
+func (n *Net) serve(services ...io.Closer) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.services = append(n.services, services...)
+	if n.closed {
+		for _, s := range services {
+			_ = s.Close()
+		}
+	}
 }
 
-// changed answers a Change.
-type changed struct {
-	Error string `json:",omitempty"`
+// ServeHost is DHCP and DNS for the guests of a network that the host's kernel carries, over sockets that are bound to its bridge: of
+// UDP at ports 67 and 53, and one of TCP that listens at 53. It takes the files over, and returns at once.
+func (n *Net) ServeHost(dhcp, dnsPackets, dnsListener *os.File) error {
+	d, err1 := net.FilePacketConn(dhcp)
+	p, err2 := net.FilePacketConn(dnsPackets)
+	l, err3 := net.FileListener(dnsListener)
+	err := errors.Join(err1, err2, err3, dhcp.Close(), dnsPackets.Close(), dnsListener.Close())
+	if err == nil && n.stack != nil {
+		err = errors.New("it has servers of its own")
+	}
+	if err != nil {
+		for _, c := range []struct {
+			io.Closer
+			err error
+		}{{d, err1}, {p, err2}, {l, err3}} {
+			if c.err == nil {
+				c.Close()
+			}
+		}
+		return fmt.Errorf("network %q: sockets for DHCP and DNS: %w", n.def.Name, err)
+	}
+	n.serve(d)
+	n.run(func() { n.serveDHCP(d) })
+	n.serveDNS(struct{ net.PacketConn }{p}, l) // of a *net.UDPConn the library would want to know addresses that are one
+	return nil
+}
+
+// forwardKey is what two forwards of a network cannot have in common.
+type forwardKey struct {
+	network.Protocol
+	netip.AddrPort
+}
+
+// AddForward forwards what comes to f's socket, which listens or, of UDP, is bound. It takes the file over.
+func (n *Net) AddForward(f network.Forward, socket *os.File) error {
+	defer socket.Close()
+	def := n.def
+	def.Forwards = []network.Forward{f}
+	if err := def.Validate(); err != nil {
+		return err
+	}
+	f = def.Forwards[0]
+	fail := func(err error) error {
+		return fmt.Errorf("network %q: forward: %s %v: socket: %w", n.def.Name, f.Protocol, f.Listen, err)
+	}
+	var serve func()
+	var c io.Closer
+	if f.Protocol == network.UDP {
+		p, err := net.FilePacketConn(socket)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := p.(*net.UDPConn); !ok {
+			return fail(errors.Join(errors.New("not a UDP socket"), p.Close()))
+		}
+		c, serve = p, func() { n.ForwardUDP(f, p) }
+	} else {
+		l, err := net.FileListener(socket)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := l.(*net.TCPListener); !ok {
+			return fail(errors.Join(errors.New("not a TCP socket"), l.Close()))
+		}
+		c, serve = l, func() { n.ForwardTCP(f, l) }
+	}
+	key := forwardKey{f.Protocol, f.Listen}
+	n.mu.Lock()
+	old := n.forwards[key]
+	n.forwards[key] = c
+	n.mu.Unlock()
+	if old != nil {
+		old.Close()
+	}
+	if !n.run(serve) {
+		return errors.Join(net.ErrClosed, c.Close())
+	}
+	return nil
+}
+
+// RemoveForward takes no more of what comes to f's socket, and closes that. Connections that were made go on.
+func (n *Net) RemoveForward(f network.Forward) error {
+	key := forwardKey{f.Protocol, f.Listen}
+	n.mu.Lock()
+	c := n.forwards[key]
+	delete(n.forwards, key)
+	n.mu.Unlock()
+	if c == nil {
+		return fmt.Errorf("network %q: forward: %s %v: there is none", n.def.Name, f.Protocol, f.Listen)
+	}
+	return c.Close()
 }
 
 // maxManagers is how many connections ServeChanges keeps: an old manager's may still be there when a new one comes.
@@ -124,7 +202,7 @@ func (n *Net) converse(ctx context.Context, conn *net.UnixConn) {
 		if err != nil {
 			return
 		}
-		var a changed
+		var a netctl.Changed
 		if err := n.change(message, file); err != nil {
 			a.Error = err.Error()
 		}
@@ -140,7 +218,7 @@ func (n *Net) converse(ctx context.Context, conn *net.UnixConn) {
 
 // receive returns a message and the descriptor that came with it, if one did.
 func receive(conn *net.UnixConn) (message []byte, file *os.File, err error) {
-	message, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
+	message, oob := make([]byte, netctl.MaxMessage), make([]byte, unix.CmsgSpace(4))
 	k, m, flags, _, err := conn.ReadMsgUnix(message, oob)
 	if err != nil {
 		return nil, nil, err
@@ -158,7 +236,6 @@ func receive(conn *net.UnixConn) (message []byte, file *os.File, err error) {
 	}
 	for i, fd := range fds {
 		if i == 0 {
-			unix.CloseOnExec(fd)
 			file = os.NewFile(uintptr(fd), "socket of a guest")
 		} else {
 			_ = unix.Close(fd)
@@ -175,12 +252,12 @@ func receive(conn *net.UnixConn) (message []byte, file *os.File, err error) {
 
 // change carries out one message. It takes file, which may be nil, over.
 func (n *Net) change(message []byte, file *os.File) error {
-	var c Change
+	var c netctl.Change
 	d := json.NewDecoder(strings.NewReader(string(message)))
 	d.DisallowUnknownFields()
 	err := d.Decode(&c)
-	if err == nil && (c.Guest != nil) != (file != nil) {
-		err = errors.New("a guest comes with a socket, and nothing else does")
+	if err == nil && (c.Guest != nil && n.stack != nil || c.Forward != nil) != (file != nil) {
+		err = errors.New("a guest and a forward come with a socket, and nothing else does")
 	}
 	if err != nil {
 		if file != nil {
@@ -191,60 +268,28 @@ func (n *Net) change(message []byte, file *os.File) error {
 	switch {
 	case c.Guest != nil:
 		if err := n.SetGuest(*c.Guest); err != nil {
-			return errors.Join(err, file.Close())
+			if file != nil {
+				err = errors.Join(err, file.Close())
+			}
+			return err
+		}
+		if file == nil {
+			return nil
 		}
 		return n.Plug(c.Guest.Name, file)
 	case c.Remove != "":
 		return n.RemoveGuest(c.Remove)
 	case c.Rules != nil:
 		return n.SetRules(*c.Rules)
+	case c.Forward != nil:
+		return n.AddForward(*c.Forward, file)
+	case c.Unforward != nil:
+		return n.RemoveForward(*c.Unforward)
+	case c.Resolvers != nil:
+		n.SetResolvers(*c.Resolvers)
+		return nil
 	}
 	return errors.New("nothing to change")
-}
-
-// Manager is a connection to a network's ServeChanges.
-type Manager struct{ conn *net.UnixConn }
-
-// DialManager connects to the socket at path. Close closes the connection.
-func DialManager(path string) (*Manager, error) {
-	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
-	if err != nil {
-		return nil, fmt.Errorf("network helper: %w: is it running?", err)
-	}
-	return &Manager{conn}, nil
-}
-
-// Close closes the connection.
-func (m *Manager) Close() error { return m.conn.Close() }
-
-// Do has the network carry out c. file is a guest's socket, of which the network gets a copy, or nil.
-func (m *Manager) Do(ctx context.Context, c Change, file *os.File) error {
-	b, err := json.Marshal(c)
-	if err != nil {
-		return err
-	}
-	stop := context.AfterFunc(ctx, func() { m.conn.Close() })
-	defer stop()
-	var oob []byte
-	if file != nil {
-		oob = unix.UnixRights(int(file.Fd()))
-	}
-	if _, _, err := m.conn.WriteMsgUnix(b, oob, nil); err != nil {
-		return fmt.Errorf("network helper: %w", err)
-	}
-	answer := make([]byte, maxMessage)
-	k, err := m.conn.Read(answer)
-	if err != nil {
-		return fmt.Errorf("network helper: %w", err)
-	}
-	var a changed
-	if err := json.Unmarshal(answer[:k], &a); err != nil {
-		return fmt.Errorf("network helper: answer %q: %w", answer[:k], err)
-	}
-	if a.Error != "" {
-		return errors.New(a.Error)
-	}
-	return nil
 }
 
 // Methods are what may be asked about the network over a control socket.
@@ -253,7 +298,7 @@ func (n *Net) Methods() map[string]control.Handler {
 		"status": func(context.Context, *control.Call) (any, error) { return n.Status(), nil },
 		"leases": func(context.Context, *control.Call) (any, error) {
 			return struct {
-				Leases []Lease `json:"leases"`
+				Leases []netctl.Lease `json:"leases"`
 			}{n.Leases()}, nil
 		},
 	}

@@ -11,43 +11,37 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 )
 
 // maxGuests is how many guests a network can have.
 const maxGuests = 64
 
-// Config is what a Net is made from.
-type Config struct {
-	Network   network.Network
-	Guests    []network.Guest
-	Resolvers []netip.AddrPort // that DNS questions go to, if the network names none
-}
-
 // Net is a running network.
 type Net struct {
-	def      network.Network // but for the rules
-	resolve  []netip.AddrPort
+	def      network.Network // but for the rules and forwards
+	resolve  atomic.Pointer[[]netip.AddrPort]
 	log      *slog.Logger
 	rules    atomic.Pointer[[]network.Rule]
 	ports    atomic.Pointer[table]
 	link     *tap.LinkEndpoint
-	stack    *stack.Stack
+	stack    *stack.Stack // nil if the host's kernel carries the network
 	host     hostAddresses
 	services []io.Closer
 	dial     func(ctx context.Context, protocol, address string) (net.Conn, error) // net.Dialer's, but for tests
 
-	ctx    context.Context
-	cancel context.CancelFunc
-	mu     sync.Mutex // for changes of ports, and for closed
-	closed bool
-	wg     sync.WaitGroup
+	ctx      context.Context
+	cancel   context.CancelFunc
+	mu       sync.Mutex // for changes of ports, and for forwards and closed
+	forwards map[forwardKey]io.Closer
+	closed   bool
+	wg       sync.WaitGroup
 
 	stackMu   sync.RWMutex // held for reading while a packet is given to the stack
 	stackDown bool
@@ -61,29 +55,24 @@ type table struct {
 }
 
 // New starts a network. It must be closed.
-func New(c Config, log *slog.Logger) (*Net, error) {
+func New(c netctl.Config, log *slog.Logger) (*Net, error) {
 	if err := c.Network.Validate(); err != nil {
 		return nil, err
 	}
-	if !c.Network.Kind.Helper() {
-		return nil, fmt.Errorf("network %q: kind %s needs the host's kernel", c.Network.Name, c.Network.Kind)
+	if c.Network.Kind == network.Bridged {
+		return nil, fmt.Errorf("network %q: kind %s has its servers outside", c.Network.Name, c.Network.Kind)
 	}
-	n := &Net{def: c.Network, log: log, dial: new(net.Dialer).DialContext}
-	if c.Network.Kind == network.User {
-		n.resolve = c.Resolvers
-		if len(c.Network.DNS) > 0 {
-			n.resolve = nil
-			for _, a := range c.Network.DNS {
-				n.resolve = append(n.resolve, netip.AddrPortFrom(a, 53))
-			}
-		}
-	}
+	n := &Net{def: c.Network, log: log, dial: new(net.Dialer).DialContext, forwards: make(map[forwardKey]io.Closer)}
+	n.SetResolvers(c.Resolvers)
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.rules.Store(&c.Network.Rules)
 	n.ports.Store(&table{})
-	err := n.startStack()
-	if err == nil {
-		err = n.startDNS()
+	var err error
+	if c.Network.Kind.Helper() {
+		err = n.startStack()
+		if err == nil {
+			err = n.startDNS()
+		}
 	}
 	for _, g := range c.Guests {
 		if err == nil {
@@ -105,9 +94,10 @@ func (n *Net) Close() {
 		p.remove()
 	}
 	n.ports.Store(&table{})
+	services := n.services
 	n.mu.Unlock()
 	n.cancel()
-	for _, s := range n.services {
+	for _, s := range services {
 		_ = s.Close()
 	}
 	if n.stack != nil {
@@ -212,44 +202,25 @@ func (n *Net) SetRules(rules []network.Rule) error {
 	return nil
 }
 
+// SetResolvers says where questions to DNS go from now on, unless the network names its own resolvers. Those of guests on an
+// isolated network go nowhere.
+func (n *Net) SetResolvers(resolvers []netip.AddrPort) {
+	var to []netip.AddrPort
+	switch {
+	case n.def.Kind == network.Isolated:
+	case len(n.def.DNS) > 0:
+		for _, a := range n.def.DNS {
+			to = append(to, netip.AddrPortFrom(a, 53))
+		}
+	default:
+		to = resolvers
+	}
+	n.resolve.Store(&to)
+}
+
 // allows asks the firewall.
 func (n *Net) allows(p *port, d network.Direction, proto network.Protocol, other netip.Addr, portNumber uint16) bool {
 	return network.Allows(*n.rules.Load(), p.guest.Name, d, proto, other, portNumber)
-}
-
-// Status is what Net is doing.
-type Status struct {
-	Network string        `json:"network"`
-	Kind    network.Kind  `json:"kind"`
-	Gateway netip.Addr    `json:"gateway"`
-	Guests  []GuestStatus `json:"guests"`
-}
-
-// GuestStatus is a guest's part of Status. Counts are of frames unless they say otherwise, since the guest is known.
-type GuestStatus struct {
-	Name      string      `json:"name"`
-	MAC       network.MAC `json:"mac"`
-	Address   netip.Addr  `json:"address"`
-	Connected bool        `json:"connected"`
-
-	Sent          uint64 `json:"sent"` // by the guest
-	SentBytes     uint64 `json:"sent_bytes"`
-	Received      uint64 `json:"received"` // by the guest
-	ReceivedBytes uint64 `json:"received_bytes"`
-	Malformed     uint64 `json:"malformed"` // dropped: not what this network carries
-	Spoofed       uint64 `json:"spoofed"`   // dropped: from another's address
-	Refused       uint64 `json:"refused"`   // dropped: by the firewall
-	Overflow      uint64 `json:"overflow"`  // dropped: the guest did not take them in time, or has too many flows
-	TCP           int64  `json:"tcp"`       // connections to the outside, and forwarded ones
-	UDP           int64  `json:"udp"`       // flows to the outside
-}
-
-// Lease is an address that a guest has, whether it has asked for it by DHCP or not.
-type Lease struct {
-	Guest   string      `json:"guest"`
-	MAC     network.MAC `json:"mac"`
-	Address netip.Addr  `json:"address"`
-	Given   *time.Time  `json:"given,omitempty"` // when it was last given by DHCP
 }
 
 // sorted returns the ports by name.
@@ -263,8 +234,8 @@ func (n *Net) sorted() []*port {
 }
 
 // Status returns what n is doing.
-func (n *Net) Status() Status {
-	s := Status{Network: n.def.Name, Kind: n.def.Kind, Gateway: n.def.Gateway(), Guests: []GuestStatus{}}
+func (n *Net) Status() netctl.Status {
+	s := netctl.Status{Network: n.def.Name, Kind: n.def.Kind, Gateway: n.def.Gateway(), Guests: []netctl.GuestStatus{}}
 	for _, p := range n.sorted() {
 		s.Guests = append(s.Guests, p.status())
 	}
@@ -272,10 +243,10 @@ func (n *Net) Status() Status {
 }
 
 // Leases returns the addresses of all guests.
-func (n *Net) Leases() []Lease {
-	leases := []Lease{}
+func (n *Net) Leases() []netctl.Lease {
+	leases := []netctl.Lease{}
 	for _, p := range n.sorted() {
-		leases = append(leases, Lease{p.guest.Name, p.guest.MAC, p.guest.Address, p.given.Load()})
+		leases = append(leases, netctl.Lease{Guest: p.guest.Name, MAC: p.guest.MAC, Address: p.guest.Address, Given: p.given.Load()})
 	}
 	return leases
 }

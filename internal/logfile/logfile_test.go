@@ -1,4 +1,4 @@
-package main
+package logfile
 
 import (
 	"fmt"
@@ -9,14 +9,14 @@ import (
 )
 
 // What a guest prints takes no more than two files, and the last of it is there.
-func TestLogFile(t *testing.T) {
+func TestFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "serial.log")
 	if err := os.WriteFile(path, []byte("of an earlier run\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var all strings.Builder
 	for range 2 { // opened twice, as by two runs
-		l, err := openLogFile(path)
+		l, err := Open(path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,8 +54,8 @@ func TestLogFile(t *testing.T) {
 }
 
 // A device is not renamed, nor does a file grow that cannot be.
-func TestLogFileFixed(t *testing.T) {
-	l, err := openLogFile(os.DevNull)
+func TestFixed(t *testing.T) {
+	l, err := Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestLogFileFixed(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(path+".1", "in the way"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	full, err := openLogFile(path)
+	full, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
