@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/sassoftware/relic/v7/lib/authenticode"
 	"github.com/sassoftware/relic/v7/lib/certloader"
@@ -18,6 +19,9 @@ type Key struct{ cert *certloader.Certificate }
 // LoadKey reads a private RSA key and its certificate, as PEM or DER. The firmware must have the certificate, or one of those
 // that issued it, in its database db. Other kinds of keys sign differently each time, and much firmware does not know them.
 func LoadKey(certFile, keyFile string) (*Key, error) {
+	if b, err := os.ReadFile(keyFile); err == nil && bytes.Contains(b, []byte("ENCRYPTED")) { // PEM, RFC 7468 §11 and RFC 1421
+		return nil, fmt.Errorf("signing key %s: has a passphrase: make a copy without one by openssl pkcs8 -in %[1]s -out FILE", keyFile)
+	}
 	c, err := certloader.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		return nil, fmt.Errorf("signing key %s with certificate %s: %w", keyFile, certFile, err)

@@ -54,7 +54,8 @@ func TestSign(t *testing.T) {
 		t.Fatal(err)
 	}
 	ecPrivate, ecCert := keyPair(t, ec)
-	dir := writeFiles(t, map[string]string{"key": private, "cert": cert, "other": otherCert, "ec.key": ecPrivate, "ec.cert": ecCert})
+	dir := writeFiles(t, map[string]string{"key": private, "cert": cert, "other": otherCert, "ec.key": ecPrivate, "ec.cert": ecCert,
+		"encrypted": "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIF\n-----END ENCRYPTED PRIVATE KEY-----\n"})
 	at := func(name string) string { return filepath.Join(dir, name) }
 	key, err := LoadKey(at("cert"), at("key"))
 	if err != nil {
@@ -93,6 +94,7 @@ func TestSign(t *testing.T) {
 		{"other", "key", "does not match certificate"},
 		{"ec.cert", "ec.key", "not an RSA key"},
 		{"cert", "cert", "signing key"},
+		{"cert", "encrypted", "has a passphrase"},
 		{"absent", "key", "no such file"},
 	} {
 		if _, err := LoadKey(at(tt.cert), at(tt.key)); err == nil || !strings.Contains(err.Error(), tt.want) {
