@@ -137,7 +137,11 @@ func (g *guest) stepWith(e life.Event, f life.Facts) error {
 		return fmt.Errorf("guest %s: %w", g.name, err)
 	}
 	if to != g.state {
-		g.log.Info("guest changes state", "from", string(g.state), "to", string(to), "because", string(e), "note", g.note)
+		tell := g.log.Info
+		if to == life.Crashed {
+			tell = g.log.Warn
+		}
+		tell("guest is "+string(to), "state", string(to), "before", string(g.state), "because", string(e), "note", g.note)
 		g.state, g.since = to, time.Now()
 	}
 	g.act(action)
@@ -347,6 +351,7 @@ func (g *guest) clear() {
 	g.ready, g.again, g.unplugged, g.reboots, g.reason = false, false, false, 0, ""
 	g.rec = record{Restarts: g.rec.Restarts}
 	g.m.stats.forget(g.name)
+	g.m.networks.release(g.name)
 	g.endDaemons()
 	g.removeCgroup()
 	for _, dir := range []string{g.overlayDir(), g.m.runDir(g.name)} {
