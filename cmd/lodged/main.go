@@ -25,7 +25,8 @@ import (
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
-              [--net FILE] [--bus BUS] [--seat SOCKET] [--cell off]
+              [--net FILE] [--bus BUS] [--seat SOCKET] [--metrics ADDRESS]
+              [--cell off]
 
 Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a network CONFIG-DIR/networks/NAME.toml.
 
@@ -38,6 +39,7 @@ Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a
   --bus BUS          where org.lodgehv.Lodge1 is offered: system, where polkit decides who may do what; session or the address of
                      a bus, for this user only; or none (system)
   --seat SOCKET      the control socket of lodge-seat, to switch between guests
+  --metrics ADDRESS  where Prometheus may ask, as 127.0.0.1:9177: everybody who can connect learns of all guests (off)
 
 SIGHUP reads the definitions anew. SIGTERM ends lodged and leaves the guests running: the next lodged finds them.
 `
@@ -74,6 +76,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs.StringVar(&cfg.LodgeNet, "net", "", "")
 	bus := fs.String("bus", "system", "")
 	seat := fs.String("seat", "", "")
+	metrics := fs.String("metrics", "", "")
 	cells := fs.String("cell", "on", "")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -111,7 +114,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		}
 	}
 	cfg.Screen = screenshot
-	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)})
+	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)}, *metrics)
 }
 
 // groupName returns what the control group of the guests in a directory is called: those of another lodged have another.
@@ -130,8 +133,8 @@ func find(name, path string) (string, error) {
 	return program.Find(name)
 }
 
-// serve runs the manager until ctx ends.
-func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
+// serve runs the manager until ctx ends. metricsAt is the address for Prometheus; "" is none.
+func serve(ctx context.Context, cfg manager.Config, bus api.Config, metricsAt string) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, unix.SIGHUP)
 	defer signal.Stop(hangup)
@@ -146,6 +149,9 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
 	bus.Manager, bus.Log = m, cfg.Log
 	apiEnd, err := offer(ctx, bus)
 	if err != nil {
+		return err
+	}
+	if err := measured(ctx, metricsAt, m, cfg.Log); err != nil {
 		return err
 	}
 	notify(cfg.Log, daemon.SdNotifyReady)

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"image/png"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -361,6 +363,38 @@ func TestNetwork(t *testing.T) {
 	done(t, m, id, err)
 }
 
+// lodged answers Prometheus where it is told to.
+func TestMetrics(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	cmd := exec.CommandContext(ctx, filepath.Join(programs, "lodged"), "--config-dir", t.TempDir(), "--state-dir", t.TempDir(),
+		"--run-dir", t.TempDir(), "--bus", "none", "--metrics", address)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { end(); _ = cmd.Wait() }()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		r, err := http.Get("http://" + address + "/metrics")
+		if err == nil {
+			b, err := io.ReadAll(r.Body)
+			r.Body.Close()
+			if err != nil || !strings.Contains(string(b), `lodge_pool_free_bytes{pool="default"} `) {
+				t.Errorf("%v: %s", err, b)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestUsage(t *testing.T) {
 	for _, tc := range []struct {
 		args     []string
@@ -371,6 +405,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"--unknown"}, 2, "", "usage: lodged"},
 		{[]string{"guest"}, 2, "", `"guest" is too much`},
 		{[]string{"--state-dir", "/dev/null/x"}, 1, "", "/dev/null"},
+		{[]string{"--config-dir", t.TempDir(), "--state-dir", t.TempDir(), "--run-dir", t.TempDir(), "--bus", "none", "--metrics", "nowhere"}, 1, "", "--metrics nowhere: "},
 	} {
 		cmd := exec.Command(filepath.Join(programs, "lodged"), tc.args...)
 		var out, errOut strings.Builder
