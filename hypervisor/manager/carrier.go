@@ -16,7 +16,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/internal/procstat"
 )
 
@@ -221,7 +221,7 @@ func (c *carrier) drop(guest string) bool {
 	}
 	if _, known := c.helper.known[guest]; known && c.helper.proc != nil {
 		delete(c.helper.known, guest)
-		if e := c.tell(ctx, usermode.Change{Remove: guest}, nil); e != nil {
+		if e := c.tell(ctx, netctl.Change{Remove: guest}, nil); e != nil {
 			err = errors.Join(err, c.replaceHelper(ctx, e))
 		}
 	}
@@ -281,7 +281,7 @@ func (c *carrier) change(ctx context.Context) error {
 		return nil
 	}
 	rules := append([]network.Rule{}, n.Rules...)
-	if err := c.tell(ctx, usermode.Change{Rules: &rules}, nil); err != nil {
+	if err := c.tell(ctx, netctl.Change{Rules: &rules}, nil); err != nil {
 		return c.replaceHelper(ctx, err)
 	}
 	return c.tellForwards(ctx)

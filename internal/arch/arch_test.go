@@ -96,8 +96,13 @@ var rules = []rule{
 		why:    "what reads the frames of guests knows no way to change the host, and neither knows the manager",
 		of:     []string{"hypervisor/manager/network/...", "cmd/lodge-net"},
 		except: []string{"hypervisor/manager/network"},
-		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
+		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/netctl", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
 			"internal/deffile", "internal/framing", "internal/ratelog", "internal/seccomp"},
+	},
+	{
+		why:   "what starts and commands lodge-net has no network stack in it",
+		of:    []string{"cmd/lodge", "cmd/lodged", "hypervisor/manager", "hypervisor/manager/api"},
+		never: []string{"hypervisor/manager/network/usermode"},
 	},
 	{
 		why:   "libraries know nothing of programs and of tests",
@@ -281,6 +286,8 @@ func TestRules(t *testing.T) {
 		{"cmd/lodge-net", "hypervisor/manager/network/usermode", true},
 		{"cmd/lodge-net", "hypervisor/manager/network/bridge", false},
 		{"hypervisor/manager/network/bridge", "hypervisor/manager", false},
+		{"cmd/lodged", "hypervisor/manager/network/netctl", true},
+		{"cmd/lodged", "hypervisor/manager/network/usermode", false},
 	}
 	for _, tt := range tests {
 		ok := true
