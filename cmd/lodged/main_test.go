@@ -99,6 +99,9 @@ func newHome(t *testing.T) *home {
 			}
 		}
 		os.RemoveAll(dir)
+		if p, err := cell.OpenParent(groupName(filepath.Join(dir, "var"))); err == nil {
+			_ = p.Remove() // a lodged that was killed has left it
+		}
 	})
 	return h
 }
