@@ -83,3 +83,29 @@ func TestFixed(t *testing.T) {
 		t.Errorf("write to a full file: %d, %v", n, err)
 	}
 }
+
+// A file that was handed over, such as the log of lodge-vmm itself, is emptied when it is full: there is no path to another.
+func TestHanded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vmm.log")
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l, err := Handed(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.limit = 100
+	for i := range 100 {
+		if _, err := fmt.Fprintf(l, "line %d\n", i); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Stat(path); err != nil || st.Size() > l.limit {
+			t.Fatalf("after %d lines it has %d bytes, %v", i+1, st.Size(), err)
+		}
+	}
+	if b, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(b), "line ") || !strings.HasSuffix(string(b), "line 99\n") {
+		t.Errorf("%q, %v", b, err)
+	}
+}
