@@ -105,6 +105,11 @@ var rules = []rule{
 		never: []string{"hypervisor/manager/network/usermode"},
 	},
 	{
+		why:  "what makes boot images knows nothing of what runs in them",
+		of:   []string{"hypervisor/bootimage"},
+		only: []string{},
+	},
+	{
 		why:   "libraries know nothing of programs and of tests",
 		of:    []string{"hypervisor/...", "passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/..."},
 		never: []string{"cmd/...", "e2e/..."},
@@ -286,6 +291,7 @@ func TestRules(t *testing.T) {
 		{"cmd/lodge-net", "hypervisor/manager/network/usermode", true},
 		{"cmd/lodge-net", "hypervisor/manager/network/bridge", false},
 		{"hypervisor/manager/network/bridge", "hypervisor/manager", false},
+		{"hypervisor/bootimage", "hypervisor/boot", false},
 		{"cmd/lodged", "hypervisor/manager/network/netctl", true},
 		{"cmd/lodged", "hypervisor/manager/network/usermode", false},
 	}
@@ -303,7 +309,7 @@ func TestRules(t *testing.T) {
 // lodge-vmm is to run in a jail that has no libraries, and the others in a boot image that has none.
 func TestStatic(t *testing.T) {
 	dir := t.TempDir()
-	programs := []string{"lodge-vmm", "lodge-net", "lodge-seat", "lodge"}
+	programs := []string{"lodge-vmm", "lodge-net", "lodge-seat", "lodge", "lodge-image"}
 	args := []string{"build", "-trimpath", "-o", dir}
 	for _, p := range programs {
 		args = append(args, module+"/cmd/"+p)
