@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/diskfs/go-diskfs/partition/gpt"
 
 	"github.com/lodgehv/lodge/hypervisor/appliance"
+	"github.com/lodgehv/lodge/hypervisor/bootimage"
 )
 
 const guest = `name = "work"
@@ -29,17 +31,14 @@ func TestAppliance(t *testing.T) {
 		t.Fatal("no kernel in /boot: run make deps")
 	}
 	kernel := kernels[len(kernels)-1]
-	files := build(t, dir)
-	modules(t, files, strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-"), dir)
-	plain := filepath.Join(dir, "initramfs")
-	pack(t, plain, files)
+	bin := build(t, dir)
+	plain, withGuest := filepath.Join(dir, "initramfs"), filepath.Join(dir, "initramfs.first")
+	initramfs(t, plain, kernel, bin)
 	def := filepath.Join(dir, "work.toml")
 	if err := os.WriteFile(def, []byte(guest), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	files["etc/lodge/guests/work.toml"] = def
-	withGuest := filepath.Join(dir, "initramfs.first")
-	pack(t, withGuest, files)
+	initramfs(t, withGuest, kernel, bin, "etc/lodge/guests/work.toml", def)
 	disk := filepath.Join(dir, "disk")
 	installedDisk(t, disk)
 
@@ -69,24 +68,44 @@ func TestAppliance(t *testing.T) {
 	})
 }
 
-// build returns the files of the image, with programs that are built here.
-func build(t *testing.T, dir string) map[string]string {
+// build returns a directory with programs that are built here.
+func build(t *testing.T, dir string) string {
 	t.Helper()
 	bin := filepath.Join(dir, "bin")
-	cmd := exec.Command("go", "build", "-o", bin+"/", "../../cmd/lodged", "../../cmd/lodge-vmm", "../../cmd/lodge-net", "../../cmd/lodge")
+	ours := exec.Command("go", "build", "-o", bin+"/", "../../cmd/lodged", "../../cmd/lodge-vmm", "../../cmd/lodge-net", "../../cmd/lodge")
 	fake := exec.Command("go", "build", "-o", filepath.Join(bin, "lodge-seat"), "./fakeseat")
-	for _, c := range []*exec.Cmd{cmd, fake} {
+	for _, c := range []*exec.Cmd{ours, fake} {
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := c.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
+	return bin
+}
+
+// initramfs writes one for a kernel, with the appliance's files and others: pairs of a path in it and a file.
+func initramfs(t *testing.T, name, kernel, bin string, others ...string) {
+	t.Helper()
 	files, err := appliance.Files(bin)
 	if err != nil {
 		t.Fatal(err)
 	}
-	files["init"] = filepath.Join(bin, "lodged")
-	return files
+	for o := range slices.Chunk(others, 2) {
+		files[o[0]] = o[1]
+	}
+	modules, err := bootimage.ReadModules(filepath.Join("/lib/modules", strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := bootimage.Initramfs{Init: filepath.Join(bin, "lodged"), Files: files, Modules: modules, Load: appliance.Modules()}
+	b, _, err := i.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s: %.1f MB", filepath.Base(name), float64(len(b))/1e6)
 }
 
 // installedDisk makes a disk as Lodge's image leaves it: an ESP, and free space behind it.
