@@ -48,7 +48,7 @@ func asTestInit() error {
 		return err
 	}
 	if err := r.runProgram(j, "/bin/sh", "-c", "exit 3"); err == nil || !strings.Contains(err.Error(), "exit status 3") {
-		return fmt.Errorf("exit status: %v", err)
+		return errors.Join(errors.New("the exit status is to be 3"), err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	starts := 0
