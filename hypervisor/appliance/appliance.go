@@ -97,7 +97,8 @@ func withoutTime(groups []string, a slog.Attr) slog.Attr {
 func (m *machine) begin() {
 	rootErr := leaveRootfs()
 	mountErr := mountAll(mounts, unix.Mount)
-	_ = os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on"), 0o644) // older kernels have no limit
+	// Else the kernel drops all but ten lines in five seconds. It takes the word only with its newline.
+	limitErr := os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0o644)
 	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
 		m.journal.kmsg = f
 	}
@@ -108,6 +109,7 @@ func (m *machine) begin() {
 	}
 	check("root directory", rootErr)
 	check("mounts", mountErr)
+	check("the kernel's log is limited", limitErr)
 	check("environment", errors.Join(
 		os.Setenv("PATH", "/bin:/usr/bin:/usr/sbin"), os.Setenv("HOME", "/"), unix.Sethostname([]byte("lodge")),
 		os.MkdirAll("/etc", 0o755), os.WriteFile("/etc/passwd", []byte("root:x:0:0::/:/bin/false\n"), 0o644)))

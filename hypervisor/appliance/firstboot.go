@@ -202,22 +202,18 @@ func makeState(named string, mke2fs func(device string) error) (string, error) {
 
 // partition adds the state partition to a disk, and returns its device.
 func partition(disk string, mke2fs func(device string) error) (string, error) {
-	f, err := os.OpenFile(disk, os.O_RDWR|unix.O_EXCL, 0) // not while anything of it is mounted
+	sector, number := sectorSize(disk), 0
+	err := withDisk(disk, func(f *os.File, size int64) (err error) {
+		if number, err = addPartition(file.New(f, false), size, sector); err != nil {
+			return err
+		}
+		if err := unix.IoctlSetInt(int(f.Fd()), unix.BLKRRPART, 0); err != nil {
+			return fmt.Errorf("reading the partition table anew: %w", err)
+		}
+		return nil
+	})
 	if err != nil {
 		return "", err
-	}
-	defer f.Close()
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return "", err
-	}
-	sector := sectorSize(disk)
-	number, err := addPartition(file.New(f, false), size, sector)
-	if err != nil {
-		return "", err
-	}
-	if err := unix.IoctlSetInt(int(f.Fd()), unix.BLKRRPART, 0); err != nil {
-		return "", fmt.Errorf("reading the partition table anew: %w", err)
 	}
 	device := partitionPath(disk, number)
 	for until := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -230,5 +226,19 @@ func partition(disk string, mke2fs func(device string) error) (string, error) {
 	if err := mke2fs(device); err != nil {
 		return "", fmt.Errorf("%s: making a file system: %w", device, err)
 	}
-	return device, finishPartition(file.New(f, false), size, sector)
+	return device, withDisk(disk, func(f *os.File, size int64) error { return finishPartition(file.New(f, false), size, sector) })
+}
+
+// withDisk opens a disk of which nothing is mounted. Meanwhile its partitions count as used: mke2fs would refuse.
+func withDisk(disk string, do func(f *os.File, size int64) error) error {
+	f, err := os.OpenFile(disk, os.O_RDWR|unix.O_EXCL, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	return do(f, size)
 }
