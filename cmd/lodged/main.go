@@ -155,7 +155,12 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config, metricsAt st
 	if err != nil {
 		return err
 	}
-	defer m.Close()
+	defer func() {
+		m.Close()
+		if cfg.Cgroups != nil {
+			_ = cfg.Cgroups.Remove() // unless guests run
+		}
+	}()
 	if err := m.Autostart(); err != nil {
 		cfg.Log.Error("autostart", "err", err)
 	}

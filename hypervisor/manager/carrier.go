@@ -243,6 +243,9 @@ func (c *carrier) down() {
 	if kernel {
 		err = c.n.m.cfg.Bridge.Down(c.name)
 	}
+	if p := c.n.m.cfg.Cgroups; p != nil {
+		err = errors.Join(err, p.RemoveCgroup(c.groupName()))
+	}
 	if err := errors.Join(err, os.RemoveAll(c.n.runDir(c.name))); err != nil {
 		c.log.Warn("network goes down", "err", err)
 	}

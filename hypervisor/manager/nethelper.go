@@ -124,9 +124,16 @@ func (c *carrier) execute(ctx context.Context, outside bool, files []cell.File) 
 	if err != nil {
 		return err
 	}
+	var group *cell.Cgroup
+	if parent := c.n.m.cfg.Cgroups; parent != nil {
+		if group, err = parent.NewCgroup(c.groupName(), cell.GroupLimits{Memory: helperMemory, Processes: maxProcesses}); err != nil {
+			return err
+		}
+		defer group.Close()
+	}
 	var p *process
 	started, err := cell.Start(ctx, cell.Spec{
-		Program: program, Args: []string{"lodge-net"}, Files: files, Stderr: log, UID: uid, HostNetwork: outside,
+		Program: program, Args: []string{"lodge-net"}, Files: files, Stderr: log, UID: uid, Cgroup: group, HostNetwork: outside,
 		Limits: cell.Limits{Files: helperFiles},
 		Record: func(pid int, lacks []cell.Lack) error {
 			var err error
@@ -153,6 +160,11 @@ func (c *carrier) execute(ctx context.Context, outside bool, files []cell.File) 
 	c.log.Info("lodge-net runs", "pid", p.pid)
 	return nil
 }
+
+func (c *carrier) groupName() string { return "network-" + c.name }
+
+// helperMemory is how many bytes a lodge-net may take: beyond that it is ended, and another one started.
+const helperMemory = 1 << 30
 
 // helperFiles is how many descriptors a lodge-net may have open: each guest can have 512 connections and 256 flows.
 const helperFiles = 64 << 10
