@@ -43,7 +43,7 @@ type buildCommand struct {
 	Stub        string `default:"/usr/lib/systemd/boot/efi/linuxx64.efi.stub" help:"What a UKI begins with (Debian's package systemd-boot-efi)."`
 	BootManager string `default:"/usr/lib/systemd/boot/efi/systemd-bootx64.efi" help:"What chooses among the slots of an ESP (systemd-boot-efi)."`
 	OVMFCode    string `name:"ovmf-code" default:"/usr/share/OVMF/OVMF_CODE_4M.fd" help:"The flash image's firmware, with the UEFI Shell (Debian's package ovmf)."`
-	OVMFVars    string `name:"ovmf-vars" default:"/usr/share/OVMF/OVMF_VARS_4M.fd" help:"Its variables; other ones can have Secure Boot's keys."`
+	OVMFVars    string `name:"ovmf-vars" default:"/usr/share/OVMF/OVMF_VARS_4M.fd" help:"Its variables."`
 }
 
 // Run makes the images.

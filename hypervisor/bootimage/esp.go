@@ -28,7 +28,7 @@ func OpenESP(target string) (ESP, error) {
 		}
 		return mounted{root}, nil
 	}
-	f, err := os.OpenFile(target, os.O_RDWR, 0)
+	f, err := os.OpenFile(target, os.O_RDWR|os.O_EXCL, 0) // a block device that is in use, such as mounted, is busy
 	if err != nil {
 		return nil, err
 	}
