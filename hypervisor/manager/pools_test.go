@@ -428,3 +428,55 @@ func TestFinishMaking(t *testing.T) {
 		t.Errorf("left over: %v", left)
 	}
 }
+
+// Space that runs out is told before there is none, and nothing is imported into the last of it.
+func TestSpaceLow(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts a file system")
+	}
+	r := newRig(t)
+	small := filepath.Join(r.dir, "small")
+	if err := os.Mkdir(small, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("lodge-test", small, "tmpfs", 0, "size=100M"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(small, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	ballast := filepath.Join(small, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 95<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.poolFile("small", fmt.Sprintf("path = %q\n", small))
+	heard := r.Subscribe()
+	defer heard.Close()
+	if err := r.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	level := func(want pool.Level) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		for {
+			e, err := heard.Next(ctx)
+			if err != nil {
+				t.Fatalf("pools are never %v: %+v", want, r.Pools())
+			}
+			if pools := r.Pools(); e.Kind == PoolChanged && pools[len(pools)-1].Level == want {
+				return
+			}
+		}
+	}
+	level(pool.Low)
+	if err := os.WriteFile(ballast, make([]byte, 98<<20+512<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	level(pool.Critical)
+	if err := r.run(r.ImportImage("small", "a", r.file("a.raw", bytes.Repeat([]byte{1}, 4<<20)), pool.ImportOptions{})); !errors.Is(err, pool.ErrNoSpace) {
+		t.Errorf("an import into the last space: %v", err)
+	}
+}
