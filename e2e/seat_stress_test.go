@@ -282,24 +282,18 @@ func (l *seatLab) testRestore(ctx context.Context, t *testing.T) {
 		l.chordTo(ctx, t, 1-i)
 		l.chordTo(ctx, t, i)
 		m := l.guests[k.Name]
-		dir := "/tmp/saved-" + k.Name
-		if _, err := m.Command(ctx, "pause"); err != nil {
-			t.Fatal(err)
-		}
+		l.lodge(ctx, t, "pause", k.Name)
 		before := l.shoot(ctx, t, "saved-"+k.Name)
-		if _, err := m.Command(ctx, "save", "--stop", dir); err != nil {
+		l.lodge(ctx, t, "save", k.Name)
+		if _, err := m.Wait(ctx); err != nil {
 			t.Fatal(err)
-		}
-		if code, err := m.Wait(ctx); err != nil || code != 0 {
-			t.Fatalf("after save --stop, lodge-vmm exits with %d, %v", code, err)
 		}
 		l.shows(ctx, t, 1-i, "desktop-"+desktops[1-i].Name) // the focus goes back to the one before
 		begin := time.Now()
-		m, err := l.Restore(ctx, k, dir)
-		if err != nil {
+		m = l.launch(ctx, t, i)
+		if err := m.Connect(ctx); err != nil {
 			t.Fatal(err)
 		}
-		l.guests[k.Name] = m
 		l.chordTo(ctx, t, i)
 		t.Logf("guest %s is on screen %.1f s after its restore", k.Name, time.Since(begin).Seconds())
 		for _, r := range desk.Differences(l.shoot(ctx, t, "restored-"+k.Name), crop(before, image.Rect(0, desk.Bar, desk.Width, desk.Bar+desk.Height))) {
@@ -319,8 +313,5 @@ func (l *seatLab) testRestore(ctx context.Context, t *testing.T) {
 			return true, nil
 		})
 		l.sameAs(ctx, t, i)
-		if _, err := l.Notebook.Shell(ctx, "rm -r "+dir); err != nil {
-			t.Error(err)
-		}
 	}
 }

@@ -40,6 +40,7 @@ func TestSeat(t *testing.T) {
 		{"firmware", (*seatLab).testFirmware},
 		{"desktops", (*seatLab).testDesktops},
 		{"chords", (*seatLab).testChords},
+		{"lodge switch", (*seatLab).testSwitch},
 		{"typing", (*seatLab).testTyping},
 		{"attention", (*seatLab).testAttention},
 		{"500 switches", (*seatLab).testManySwitches},
@@ -85,6 +86,7 @@ func (l *seatLab) explain(t *testing.T) {
 		t.Log(err)
 	}
 	t.Logf("the seat says:\n%s", l.Seat.Log())
+	t.Logf("lodged says:\n%s", l.Manager.Log())
 	for _, m := range l.guests {
 		text := m.Console()
 		t.Logf("the console of %s:\n%s", m.Name(), text[max(0, len(text)-2000):])
@@ -93,6 +95,14 @@ func (l *seatLab) explain(t *testing.T) {
 	case <-l.Notebook.Done():
 		t.Log(l.Notebook.Postmortem())
 	default:
+	}
+}
+
+// lodge runs the program lodge in the notebook, which is to succeed.
+func (l *seatLab) lodge(ctx context.Context, t *testing.T, args ...string) {
+	t.Helper()
+	if _, err := l.Manager.Lodge(ctx, args...); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -311,6 +321,15 @@ func (l *seatLab) testTyping(ctx context.Context, t *testing.T) {
 		}
 		l.sameAs(ctx, t, i)
 		l.shoot(ctx, t, "typed-"+desktops[i].Name)
+	}
+}
+
+// testSwitch has lodged ask the seat to show a guest.
+func (l *seatLab) testSwitch(ctx context.Context, t *testing.T) {
+	l.chordTo(ctx, t, work)
+	for _, i := range []int{home, work} {
+		l.lodge(ctx, t, "switch", desktops[i].Name)
+		l.shows(ctx, t, i, "desktop-"+desktops[i].Name)
 	}
 }
 

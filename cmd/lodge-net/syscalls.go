@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,8 @@ const logSyscalls = "--log-syscalls"
 // seal gives up, for good, all system calls that the process does not need from now on. outside is whether it makes
 // connections for its guests. No program that takes core dumps is to get what guests have sent.
 func seal(outside, logOnly bool) error {
+	// Outside a cell Go's runtime reads its control group's limit every second, until somebody has set this.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("not to be dumped: %w", err)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/lodgehv/lodge/console/vt"
 	"github.com/lodgehv/lodge/hid"
 	"github.com/lodgehv/lodge/internal/guests"
+	"github.com/lodgehv/lodge/internal/managed"
 )
 
 func main() {
@@ -47,13 +48,15 @@ func exit(err error) {
 // errUsage says that the usage was shown.
 var errUsage = errors.New("usage")
 
-const usage = `usage: lodge-seat [--output OUTPUT] [--events] SEAT.TOML
+const usage = `usage: lodge-seat [--output OUTPUT] [--manager BUS] [--events] SEAT.TOML
 
 Shows guests on this machine's screens and gives them its keyboards and mice.
 
   --output drm            all monitors of the first graphics card, and all input devices (the default)
   --output drm:PATH       of another card, such as drm:/dev/dri/card1
   --output rfb:HOST:PORT  no screen: a VNC viewer on this machine looks and types; add ,WIDTHxHEIGHT for another size
+  --manager BUS           Lodge's console has all guests of the lodged on that bus, system, session or an address, in place of
+                          those of SEAT.TOML that have a definition
   --events                print what happens as JSON lines: {"event":"guest",…}, "focus", "switched", "monitor";
                           "lost" counts those before it that nobody read in time
 
@@ -95,6 +98,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs := flag.NewFlagSet("lodge-seat", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	output := fs.String("output", "drm", "")
+	manager := fs.String("manager", "", "")
 	events := fs.Bool("events", false, "")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -113,23 +117,30 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		return err
 	}
 	var lights lights
-	managed := guests.FromSeat(cfg)
-	managed.Seat = "" // which we are
-	opt := seat.Options{OnLEDs: lights.set, Manager: guests.New(managed), Log: slog.New(slog.NewTextHandler(errOut, nil))}
+	opt := seat.Options{OnLEDs: lights.set, Log: slog.New(slog.NewTextHandler(errOut, nil))}
 	if *events {
 		e := newEventLog(out)
 		defer e.close() // when nobody tells anything any more
 		opt.OnFocus, opt.OnGuest, opt.OnSwitched, opt.OnMonitor = e.focus, e.guest, e.switched, e.monitor
-	}
-	s, err := seat.New(cfg, opt)
-	if err != nil {
-		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
+	if *manager == "" {
+		files := guests.FromSeat(cfg)
+		files.Seat = "" // which we are
+		opt.Manager = guests.New(files)
+	} else {
+		lodged := managed.New(*manager)
+		wg.Go(func() { lodged.Run(ctx) })
+		opt.Manager = lodged
+	}
+	s, err := seat.New(cfg, opt)
+	if err != nil {
+		return err
+	}
 	wg.Go(func() { s.Run(ctx) })
 	if err := serveControl(ctx, &wg, cfg.Control, s, opt.Log); err != nil {
 		return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -177,6 +178,51 @@ func TestConsole(t *testing.T) {
 			tc.leave(p)
 			p.leaves(before)
 		})
+	}
+}
+
+// Without a seat's file the console has the guests of lodged, and hears when there is another one.
+func TestConsoleOfManager(t *testing.T) {
+	address, m, err := startManager(t.Cleanup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	define := func(name string, slot int) {
+		t.Helper()
+		text := fmt.Sprintf("name = %q\nmemory = \"64M\"\nslot = %d\n[boot]\nkernel = \"/absent\"\n", name, slot)
+		if _, err := m.Define([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	define("work", 1)
+	t.Setenv("LODGE_BUS", address)
+	p := sit(t, "xterm", true, "console")
+	before := before(t)
+	p.sees(">1 work")
+	p.sees("off")
+	define("home", 2)
+	p.sees(" 2 home")
+	p.types("s")
+	p.sees("kernel /absent does not exist")
+	p.types("1") // the seat of the tests takes it
+	p.types("2")
+	p.sees("guest home is not running")
+	p.types("\r")
+	p.sees("Lodge - home")
+	p.sees("defined, since")
+	p.types("q")
+	p.leaves(before)
+
+	t.Setenv("LODGE_BUS", "unix:path=/nowhere")
+	p = sit(t, "xterm", true, "console")
+	select {
+	case err := <-p.ended:
+		p.ended <- err
+		if p.cmd.ProcessState.ExitCode() != exitNoManager || !strings.Contains(p.errOut.String(), "lodged does not answer") {
+			t.Errorf("%v: %s", err, p.errOut.String())
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("it does not end")
 	}
 }
 

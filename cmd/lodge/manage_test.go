@@ -39,40 +39,45 @@ func TestManage(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/manage",
 		Setup: func(e *testscript.Env) error {
-			dir, err := os.MkdirTemp("", "lodge") // short enough for sockets
-			if err != nil {
-				return err
-			}
-			e.Defer(func() { os.RemoveAll(dir) })
-			address, err := startBus(e, dir)
-			if err != nil {
-				return err
-			}
+			address, _, err := startManager(e.Defer)
 			e.Setenv("LODGE_BUS", address)
-			m, err := manager.New(manager.Config{ConfigDir: filepath.Join(dir, "etc"), StateDir: filepath.Join(dir, "var"),
-				RunDir: filepath.Join(dir, "run"), Launcher: noMachine{}})
-			if err != nil {
-				return err
-			}
-			e.Defer(m.Close)
-			ctx, cancel := context.WithCancel(context.Background())
-			ready, end := make(chan struct{}, 1), make(chan error, 1)
-			go func() {
-				end <- api.Serve(ctx, api.Config{Bus: address, Manager: m, Auth: api.Owner{}, Version: "1.2.3", Switch: onSeat}, func() { ready <- struct{}{} })
-			}()
-			e.Defer(func() { cancel(); <-end })
-			select {
-			case <-ready:
-				return nil
-			case err := <-end:
-				end <- err
-				return err
-			}
+			return err
 		},
 	})
 }
 
-func startBus(e *testscript.Env, dir string) (address string, err error) {
+// startManager starts a manager and its bus, until what cleanup is told is done, and returns the bus's address.
+func startManager(cleanup func(func())) (address string, m *manager.Manager, err error) {
+	dir, err := os.MkdirTemp("", "lodge") // short enough for sockets
+	if err != nil {
+		return "", nil, err
+	}
+	cleanup(func() { os.RemoveAll(dir) })
+	if address, err = startBus(cleanup, dir); err != nil {
+		return "", nil, err
+	}
+	m, err = manager.New(manager.Config{ConfigDir: filepath.Join(dir, "etc"), StateDir: filepath.Join(dir, "var"),
+		RunDir: filepath.Join(dir, "run"), Launcher: noMachine{}})
+	if err != nil {
+		return "", nil, err
+	}
+	cleanup(m.Close)
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, end := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		end <- api.Serve(ctx, api.Config{Bus: address, Manager: m, Auth: api.Owner{}, Version: "1.2.3", Switch: onSeat}, func() { ready <- struct{}{} })
+	}()
+	cleanup(func() { cancel(); <-end })
+	select {
+	case <-ready:
+		return address, m, nil
+	case err := <-end:
+		end <- err
+		return "", nil, err
+	}
+}
+
+func startBus(cleanup func(func()), dir string) (address string, err error) {
 	address = "unix:path=" + filepath.Join(dir, "bus")
 	cmd := exec.Command("dbus-daemon", "--session", "--nofork", "--nopidfile", "--print-address", "--address="+address)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -83,7 +88,7 @@ func startBus(e *testscript.Env, dir string) (address string, err error) {
 	if err != nil {
 		return "", err
 	}
-	e.Defer(func() {
+	cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})

@@ -22,6 +22,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
 	"github.com/lodgehv/lodge/internal/doctor"
+	"github.com/lodgehv/lodge/internal/program"
 )
 
 // reportCommand is the command "report".
@@ -220,7 +221,7 @@ func (r *report) doctor(list []doctor.Check) {
 func versions(ctx context.Context, k *client.Client) string {
 	var text strings.Builder
 	line := func(name, value string) { fmt.Fprintf(&text, "%-8s %s\n", name, value) }
-	line("lodge", ownVersion())
+	line("lodge", program.Version())
 	if k != nil {
 		if v, err := k.Version(ctx); err == nil {
 			line("lodged", v)

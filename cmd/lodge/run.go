@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/manager/client"
 	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/manager/pool/format"
 	"github.com/lodgehv/lodge/internal/program"
@@ -287,13 +288,11 @@ func (r *oneRun) copy(src *pool.Source) (_ *os.File, err error) {
 		return nil, err
 	}
 	defer p.Close()
-	percent := int64(0)
+	b := newBar(os.Stderr)
 	done, err := p.Import(r.ctx, "disk", src, pool.ImportOptions{}, func(done, total int64) {
-		if now := done * 100 / max(total, 1); total > 0 && now/10 > percent/10 {
-			percent = now
-			fmt.Fprintf(os.Stderr, "copying %s: %d %%\n", src.Origin, percent)
-		}
+		b.set(client.Job{Kind: "copy", Object: src.Origin, Done: uint64(done), Total: uint64(total)})
 	})
+	b.end()
 	if err != nil {
 		return nil, err
 	}

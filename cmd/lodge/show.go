@@ -6,12 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"runtime/debug"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
+	"github.com/lodgehv/lodge/internal/program"
 )
 
 // asJSON prints for programs. The names are those of the D-Bus API.
@@ -224,7 +224,7 @@ type versionCommand struct {
 
 // Run prints versions.
 func (c *versionCommand) Run(ctx context.Context, m *manageCommands, out io.Writer) error {
-	own := ownVersion()
+	own := program.Version()
 	manager := ""
 	k, err := m.dial(ctx)
 	if err == nil {
@@ -241,11 +241,4 @@ func (c *versionCommand) Run(ctx context.Context, m *manageCommands, out io.Writ
 	}
 	fmt.Fprintln(out, "lodged", manager)
 	return nil
-}
-
-func ownVersion() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"runtime/debug"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
+	"github.com/lodgehv/lodge/internal/program"
 	"github.com/lodgehv/lodge/internal/seatctl"
 )
 
@@ -19,10 +19,7 @@ func offer(ctx context.Context, cfg api.Config) (<-chan struct{}, error) {
 	if cfg.Bus == "system" {
 		cfg.Auth = api.Polkit{}
 	}
-	cfg.Version = "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		cfg.Version = info.Main.Version
-	}
+	cfg.Version = program.Version()
 	ready, failed := make(chan struct{}, 1), make(chan error, 1)
 	go func() {
 		defer close(end)

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"sync"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
@@ -132,11 +131,6 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
 		return err
 	}
 	defer m.Close()
-	events := m.Subscribe()
-	var telling sync.WaitGroup
-	defer telling.Wait()
-	defer events.Close()
-	telling.Go(func() { tell(ctx, events, cfg.Log) })
 	if err := m.Autostart(); err != nil {
 		cfg.Log.Error("autostart", "err", err)
 	}

@@ -84,3 +84,23 @@ func TestUsage(t *testing.T) {
 		t.Errorf("put without mode: %v", err)
 	}
 }
+
+// Records are told from what was never written and from what is damaged.
+func TestRecords(t *testing.T) {
+	p := make([]byte, recordSize)
+	var disk []byte
+	for _, n := range []uint64{3, 4, 0, 2} {
+		if clear(p); n != 0 {
+			makeRecord(p, n)
+		}
+		disk = append(disk, p...)
+	}
+	disk[len(disk)-100] ^= 1
+	got, err := recordsIn(bytes.NewReader(disk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]int64{3, 4, 0, -1}, got); d != "" {
+		t.Error(d)
+	}
+}

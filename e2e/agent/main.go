@@ -34,6 +34,8 @@ func subcommands() []subcommand {
 		{"sink", "sink NETWORK ADDRESS: the throughput server", sink},
 		{"throughput", "throughput [-send] [-bytes N] NETWORK ADDRESS: move N bytes to or from a sink, print JSON", throughput},
 		{"blkread", "blkread [-size N] [-count N] [-random] [-depth N] DEVICE: read a block device past the page cache, print JSON", blkread},
+		{"records", "records DEVICE: write numbered records, and print the number of each when it is on the disk", records},
+		{"recorded", "recorded PATH: print the numbers of the records in PATH, block by block; 0 is none, -1 a damaged one", recorded},
 		{"counter", "counter [-every D]: print a counter and the clocks", counter},
 		{"screen", "screen: write what the first monitor shows to standard output, as PNG", screen},
 		{"paint", "paint X Y DURATION: draw the PNG picture on standard input on the first monitor, behind the desktop's back", paint},

@@ -52,10 +52,10 @@ const (
 
 // Config says how to set up a desk.
 type Config struct {
-	VMM, Seat string // the programs to use; built if empty
-	Display   string // QEMU's -display, to show the notebook's screen; none if empty
-	Shots     string // directory for screenshots
-	Log       io.Writer
+	Bin     string // directory of Lodge's programs; they are built if empty
+	Display string // QEMU's -display, to show the notebook's screen; none if empty
+	Shots   string // directory for screenshots
+	Log     io.Writer
 	// Console returns where a guest's serial console goes beside the machine's own record; it may be nil.
 	Console func(name string) io.Writer
 }
@@ -63,31 +63,24 @@ type Config struct {
 // Desk is a notebook with what is on it.
 type Desk struct {
 	Notebook *notebook.Notebook
-	Host     *guest.Host
+	Manager  *guest.Manager
 	Seat     *Seat // nil before StartSeat
 
 	cfg   Config
 	boots map[string]string // boot disks, by guest
 }
 
-// Start starts the notebook, without guests and without the seat, after having built their images if need be.
+// Start starts the notebook, with lodged and the guests' definitions, but no guest and without the seat, after having built their
+// images if need be.
 func Start(ctx context.Context, cfg Config) (*Desk, error) {
 	b, err := lodgeimage.NewBuilder(cfg.Log)
 	if err != nil {
 		return nil, err
 	}
-	for path, pkg := range map[*string]string{&cfg.VMM: "./cmd/lodge-vmm", &cfg.Seat: "./cmd/lodge-seat"} {
-		if *path == "" {
-			if *path, _, err = b.GoProgram(ctx, pkg, "amd64"); err != nil {
-				return nil, err
-			}
-		}
-	}
-	tools, err := guest.Tools(ctx, b, cfg.VMM)
+	tools, err := guest.ManagerTools(ctx, b, cfg.Bin)
 	if err != nil {
 		return nil, err
 	}
-	tools["bin/lodge-seat"] = cfg.Seat
 	g, err := b.Desktop(ctx)
 	if err != nil {
 		return nil, err
@@ -110,31 +103,41 @@ func Start(ctx context.Context, cfg Config) (*Desk, error) {
 	if d.Notebook, err = notebook.Start(ctx, nb); err != nil {
 		return nil, err
 	}
-	d.Host = guest.InNotebook(d.Notebook)
-	if err := d.describeSeat(ctx); err != nil {
+	if err := d.startManager(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
-func (k Desktop) cmdline() string {
-	return fmt.Sprintf("lodge.color=%02x%02x%02x", k.Wallpaper.R, k.Wallpaper.G, k.Wallpaper.B)
-}
+// Where the seat's configuration and its control socket are in the notebook.
+const (
+	seatFile   = "/run/seat.toml"
+	seatSocket = "/run/seat.ctl"
+)
 
-// seatFile is the seat's configuration in the notebook.
-const seatFile = "/run/seat.toml"
-
-func (d *Desk) describeSeat(ctx context.Context) error {
+// startManager starts lodged, defines the guests, and describes them to the seat.
+func (d *Desk) startManager(ctx context.Context) (err error) {
+	host := guest.InNotebook(d.Notebook)
+	if err := host.StartBus(ctx); err != nil {
+		return err
+	}
+	if d.Manager, err = host.StartManager(ctx, nil, "--seat", seatSocket); err != nil {
+		return err
+	}
 	var s strings.Builder
+	fmt.Fprintf(&s, "control = %q\n", seatSocket)
 	for _, k := range Desktops() {
-		definition := d.Host.Path(k.Name, ".toml")
-		if err := d.Notebook.Put(ctx, strings.NewReader(d.Host.Definition(d.config(k))), definition, 0o644); err != nil {
+		if err := d.Manager.Define(ctx, d.config(k)); err != nil {
 			return err
 		}
-		fmt.Fprintf(&s, "[[guest]]\nname = %q\ncolor = %q\nslot = %d\ndisplay = %q\ndefinition = %q\n",
-			k.Name, k.Color, k.Slot, d.Host.Path(k.Name, ".display"), definition)
+		fmt.Fprintf(&s, "[[guest]]\nname = %q\ncolor = %q\nslot = %d\ndisplay = %q\n",
+			k.Name, k.Color, k.Slot, d.Manager.RunDir(k.Name)+"/display.sock")
 	}
 	return d.Notebook.Put(ctx, strings.NewReader(s.String()), seatFile, 0o644)
+}
+
+func (k Desktop) cmdline() string {
+	return fmt.Sprintf("lodge.color=%02x%02x%02x", k.Wallpaper.R, k.Wallpaper.G, k.Wallpaper.B)
 }
 
 // Close ends the notebook with all that is in it.
@@ -144,7 +147,7 @@ func (d *Desk) Close() error { return d.Notebook.Close() }
 type Machine struct {
 	*guest.Guest
 	Desktop Desktop
-	Agent   *rpc.Client // nil before Await
+	Agent   *rpc.Client // nil before Await or Connect
 	Begin   time.Time
 }
 
@@ -153,7 +156,8 @@ func (d *Desk) config(k Desktop) guest.Config {
 	c := guest.Config{
 		Name: k.Name, Arch: "amd64", MemoryMB: 384, CID: uint32(20 + k.Slot),
 		Disk: "/disk/" + k.Name, BootDisk: d.boots[k.Name], Cmdline: k.cmdline(),
-		Extra: fmt.Sprintf("[display]\npath = %q\ncard = %q\nwidth = %d\nheight = %d\n", d.Host.Path(k.Name, ".display"), k.Card, Width, Height),
+		Flags: fmt.Sprintf("color = %q\nslot = %d", k.Color, k.Slot),
+		Extra: fmt.Sprintf("[display]\ncard = %q\nwidth = %d\nheight = %d\n", k.Card, Width, Height),
 	}
 	if d.cfg.Console != nil {
 		c.Console = d.cfg.Console(k.Name)
@@ -161,20 +165,12 @@ func (d *Desk) config(k Desktop) guest.Config {
 	return c
 }
 
-// Launch starts a guest, and does not wait for it.
+// Launch has lodged start a guest, from its saved state if there is one, and does not wait for what runs in it.
 func (d *Desk) Launch(ctx context.Context, k Desktop) (*Machine, error) {
 	m := &Machine{Desktop: k, Begin: time.Now()}
-	var err error
-	m.Guest, err = d.Host.Start(ctx, d.config(k))
-	return m, err
-}
-
-// Restore starts a guest from a state that was saved in dir, and connects to its agent.
-func (d *Desk) Restore(ctx context.Context, k Desktop, dir string) (*Machine, error) {
-	m := &Machine{Desktop: k, Begin: time.Now()}
-	var err error
-	if m.Guest, err = d.Host.Restore(d.config(k), dir); err == nil {
-		m.Agent, err = m.Guest.Agent(ctx)
+	_, err := d.Manager.Lodge(ctx, "start", k.Name)
+	if err == nil {
+		m.Guest, err = d.Manager.Attach(ctx, d.config(k))
 	}
 	return m, err
 }
@@ -186,7 +182,11 @@ func (m *Machine) Await(ctx context.Context) error {
 	if _, err := m.Guest.Await(ctx, 0, terminalRE); err != nil {
 		return err
 	}
-	var err error
+	return m.Connect(ctx)
+}
+
+// Connect connects to the agent of a guest.
+func (m *Machine) Connect(ctx context.Context) (err error) {
 	m.Agent, err = m.Guest.Agent(ctx)
 	return err
 }

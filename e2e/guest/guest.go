@@ -11,7 +11,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/lodgehv/lodge/e2e/agent/rpc"
@@ -55,12 +54,15 @@ type Config struct {
 type Guest struct {
 	cfg  Config
 	host *Host
-	proc *rpc.Process
-	in   *io.PipeWriter
+	record
 
-	mu      sync.Mutex
-	text    strings.Builder // what the console has shown
-	changed chan struct{}   // closed and replaced when text grows
+	in      io.Writer // its console
+	done    <-chan struct{}
+	wait    func(ctx context.Context) (code int, err error)
+	off     func(ctx context.Context) error // presses its power button
+	kill    func(ctx context.Context) error
+	control string // sockets
+	vsock   string
 }
 
 // Path returns the path on the host of the guest's file that ends in suffix: ".toml", ".sock" (control), ".vsock".
@@ -119,13 +121,28 @@ func (h *Host) Restore(c Config, dir string, flags ...string) (*Guest, error) {
 }
 
 func (h *Host) start(c Config, args ...string) (*Guest, error) {
-	g := &Guest{cfg: c, host: h, changed: make(chan struct{})}
+	g := &Guest{cfg: c, host: h, record: newRecord(c.Console), control: h.Path(c.Name, ".sock"), vsock: h.Path(c.Name, ".vsock")}
 	stdin, in := io.Pipe()
 	g.in = in
-	var err error
-	g.proc, err = h.Client.Start(rpc.Cmd{Args: args, Stdin: stdin, Stdout: g, Stderr: g})
+	proc, err := h.Client.Start(rpc.Cmd{Args: args, Stdin: stdin, Stdout: &g.record, Stderr: &g.record})
 	if err != nil {
 		return nil, fmt.Errorf("guest %s: %w", c.Name, err)
+	}
+	g.done = proc.Done()
+	g.wait = func(ctx context.Context) (int, error) {
+		s, err := proc.Wait(ctx)
+		return s.Code, err
+	}
+	g.off = func(ctx context.Context) error {
+		_, err := g.Command(ctx, "power-button")
+		return err
+	}
+	g.kill = func(ctx context.Context) error {
+		if err := proc.Kill(); err != nil {
+			return err
+		}
+		_, err := proc.Wait(ctx)
+		return err
 	}
 	return g, nil
 }
@@ -134,27 +151,10 @@ func (h *Host) start(c Config, args ...string) (*Guest, error) {
 func (g *Guest) Name() string { return g.cfg.Name }
 
 // Done is closed when lodge-vmm has ended.
-func (g *Guest) Done() <-chan struct{} { return g.proc.Done() }
-
-// Write takes what lodge-vmm prints: the console and its log.
-func (g *Guest) Write(p []byte) (int, error) {
-	g.mu.Lock()
-	g.text.Write(p)
-	close(g.changed)
-	g.changed = make(chan struct{})
-	g.mu.Unlock()
-	if g.cfg.Console != nil {
-		return g.cfg.Console.Write(p)
-	}
-	return len(p), nil
-}
+func (g *Guest) Done() <-chan struct{} { return g.done }
 
 // Console returns what the guest's console has shown.
-func (g *Guest) Console() string {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.text.String()
-}
+func (g *Guest) Console() string { return g.String() }
 
 // Type types text on the guest's console.
 func (g *Guest) Type(text string) error {
@@ -165,28 +165,12 @@ func (g *Guest) Type(text string) error {
 // Await waits until the console shows something that re matches, after the first skip bytes, and returns the match with
 // its groups. If lodge-vmm or ctx ends first, the error shows the console's end.
 func (g *Guest) Await(ctx context.Context, skip int, re *regexp.Regexp) ([]string, error) {
-	for {
-		g.mu.Lock()
-		text, changed := g.text.String(), g.changed
-		g.mu.Unlock()
-		if m := re.FindStringSubmatch(text[min(skip, len(text)):]); m != nil {
-			return m, nil
-		}
-		select {
-		case <-changed:
-		case <-g.proc.Done():
-			text := g.Console()
-			if m := re.FindStringSubmatch(text[min(skip, len(text)):]); m != nil {
-				return m, nil
-			}
-			return nil, fmt.Errorf("guest %s: ended before %q:\n%s", g.cfg.Name, re, tail(g.Console()))
-		case <-ctx.Done():
-			return nil, fmt.Errorf("guest %s: no %q: %w:\n%s", g.cfg.Name, re, context.Cause(ctx), tail(g.Console()))
-		}
+	m, err := g.await(ctx, skip, re, g.done)
+	if err != nil {
+		return nil, fmt.Errorf("guest %s: %w", g.cfg.Name, err)
 	}
+	return m, nil
 }
-
-func tail(s string) string { return s[max(0, len(s)-4000):] }
 
 var (
 	initRE  = regexp.MustCompile(`lodge-guest: init ([0-9.]+)\s`)
@@ -209,7 +193,7 @@ func (g *Guest) Ready(ctx context.Context) (initAt, readyAt float64, err error) 
 
 // Command runs "lodge-vmm command … guest …" and returns its standard output. args after the first may name more.
 func (g *Guest) Command(ctx context.Context, command string, args ...string) (string, error) {
-	line := append([]string{g.host.VMM, command, g.host.Path(g.cfg.Name, ".sock")}, args...)
+	line := append([]string{g.host.VMM, command, g.control}, args...)
 	r, err := g.host.Client.Run(ctx, line...)
 	if err == nil {
 		err = r.Check(line...)
@@ -227,7 +211,7 @@ func (g *Guest) Agent(ctx context.Context) (*rpc.Client, error) {
 		}
 		select {
 		case <-time.After(200 * time.Millisecond): // the guest cannot tell us when it listens
-		case <-g.proc.Done():
+		case <-g.done:
 			return nil, fmt.Errorf("guest %s: ended: %w:\n%s", g.cfg.Name, err, tail(g.Console()))
 		case <-ctx.Done():
 			return nil, fmt.Errorf("guest %s: its agent: %w (%w)", g.cfg.Name, err, context.Cause(ctx))
@@ -245,7 +229,7 @@ func (g *Guest) agent(ctx context.Context) (*rpc.Client, error) {
 
 // DialVsock connects to a vsock port of the guest through lodge-vmm's socket: "CONNECT port", answered by "OK number".
 func (g *Guest) DialVsock(ctx context.Context, port uint32) (io.ReadWriteCloser, error) {
-	conn, err := g.host.Dial(ctx, "unix", g.host.Path(g.cfg.Name, ".vsock"))
+	conn, err := g.host.Dial(ctx, "unix", g.vsock)
 	if err != nil {
 		return nil, err
 	}
@@ -278,25 +262,19 @@ func vsockConnect(conn io.ReadWriter, port uint32) error {
 
 // Wait waits for the end of lodge-vmm and returns its exit status.
 func (g *Guest) Wait(ctx context.Context) (int, error) {
-	s, err := g.proc.Wait(ctx)
+	code, err := g.wait(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("guest %s: %w:\n%s", g.cfg.Name, err, tail(g.Console()))
 	}
-	return s.Code, nil
+	return code, nil
 }
 
 // Kill ends lodge-vmm at once, as by SIGKILL, and waits for that.
-func (g *Guest) Kill(ctx context.Context) error {
-	if err := g.proc.Kill(); err != nil {
-		return err
-	}
-	_, err := g.proc.Wait(ctx)
-	return err
-}
+func (g *Guest) Kill(ctx context.Context) error { return g.kill(ctx) }
 
 // PowerOff presses the guest's power button and waits until it is off.
 func (g *Guest) PowerOff(ctx context.Context) error {
-	if _, err := g.Command(ctx, "power-button"); err != nil {
+	if err := g.off(ctx); err != nil {
 		return err
 	}
 	code, err := g.Wait(ctx)

@@ -24,17 +24,22 @@ var notebookModules = [...]string{
 	"xhci-pci", "usb-storage", "uas", "usbhid", "hid-generic", "evdev", "psmouse", "uinput", "uhid", "usbmon", "sd_mod",
 	"snd-usb-audio", "battery", "ac", "button", "qemu_fw_cfg",
 	"tun", "bridge", "veth", "vhost_net", "vhost_vsock", "vmw_vsock_virtio_transport", "vsock_loopback",
-	"squashfs", "loop",
+	"squashfs", "xfs", "loop",
 }
 
 // earlyModules is how many of notebookModules the initrd needs.
 const earlyModules = 5
 
 // hostPackages are what the notebook's programs come from.
-var hostPackages = [...]string{"qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios", "busybox-static", "pciutils", "passt", "libc6"}
+var hostPackages = [...]string{
+	"qemu-system-x86", "qemu-system-common", "qemu-system-data", "qemu-utils", "seabios", "busybox-static", "pciutils", "passt", "libc6",
+	"dbus-daemon", "dbus-system-bus-common", "polkitd",
+}
 
 // notebookPrograms are copied from this machine, with their libraries.
-var notebookPrograms = [...]string{"/usr/bin/qemu-system-x86_64", "/usr/bin/lspci", "/usr/bin/passt"}
+var notebookPrograms = [...]string{
+	"/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-img", "/usr/bin/lspci", "/usr/bin/passt", "/usr/bin/dbus-daemon", "/usr/lib/polkit-1/polkitd",
+}
 
 // notebookData are directories and files copied as they are. QEMU looks for its
 // modules beside its own libraries.
@@ -42,6 +47,7 @@ var notebookData = [...]string{
 	"/usr/lib/x86_64-linux-gnu/qemu/hw-display-virtio-gpu.so", "/usr/lib/x86_64-linux-gnu/qemu/hw-display-virtio-gpu-pci.so",
 	"/usr/lib/x86_64-linux-gnu/qemu/hw-display-virtio-vga.so",
 	"/usr/share/seabios", "/usr/share/misc/pci.ids",
+	"/usr/share/dbus-1/system.conf", "/usr/share/dbus-1/system.d/org.freedesktop.PolicyKit1.conf",
 	"/usr/share/qemu/linuxboot_dma.bin", "/usr/share/qemu/kvmvapic.bin", "/usr/share/qemu/pvh.bin", "/usr/share/qemu/bios-microvm.bin",
 }
 
@@ -142,6 +148,7 @@ depmod -b root "$1"
 for d in dev proc sys run tmp mnt root disk tools var/tmp sbin usr/bin usr/sbin; do mkdir -p root/$d; done
 for a in $(busybox --list); do [ -e root/bin/$a ] || ln -s busybox root/bin/$a; done
 ln -s ../bin/busybox root/sbin/init
+ln -s ../run root/var/run
 chown -R 0:0 root
 size=$(du -sm root | cut -f1)
 mke2fs -q -t ext4 -O ^has_journal -E root_owner=0:0 -L notebook -d root disk.img $((size + size / 8 + 32))M

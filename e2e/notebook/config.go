@@ -49,11 +49,12 @@ func DisplayArgs() []string {
 }
 
 // Disk is a virtio disk of the notebook, there as /disk/NAME. What is written to
-// it is forgotten.
+// it is forgotten, unless NBD is set.
 type Disk struct {
 	Name string // at most 20 characters
 	Base string // a raw file to begin with; none when empty
 	Size int64  // bytes, if there is no Base
+	NBD  string // Unix socket of a server that has the disk, in place of both
 }
 
 // toolsSize is the fixed size of the drive that brings Tools in, in bytes.
@@ -85,8 +86,12 @@ const (
 	fdAgent = 4
 )
 
-// drive is where the content of one of the notebook's disks lies.
-type drive struct{ name, file string }
+// drive is where the content of one of the notebook's disks lies, and QEMU's
+// options for that.
+type drive struct{ name, file, options string }
+
+// forgotten are the options of an overlay of a disk.
+const forgotten = "qcow2,cache=unsafe,discard=unmap"
 
 // processor is the notebook's. It lacks CMPXCHG16B, which QEMU 7.2 gets wrong: it computes the other flags from what an earlier
 // instruction left, so that an interrupt just after it finds garbage in them, such as the trap or the nested-task flag.
@@ -132,7 +137,7 @@ func (c Config) args(set *image.Set, tools, console string, drives []drive) []st
 	a = append(a, driveArgs("system", set.Notebook.Disk, "raw,readonly=on")...)
 	a = append(a, driveArgs("tools", tools, "raw,readonly=on")...)
 	for _, d := range drives {
-		a = append(a, driveArgs(d.name, d.file, "qcow2,cache=unsafe,discard=unmap")...)
+		a = append(a, driveArgs(d.name, d.file, d.options)...)
 	}
 	return a
 }

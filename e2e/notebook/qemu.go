@@ -102,9 +102,15 @@ func (p *process) close(q *qmp) {
 	select {
 	case <-p.done:
 	case <-ctx.Done():
-		_ = p.cmd.Process.Kill()
-		<-p.done
 	}
+	p.kill()
+}
+
+// kill ends QEMU at once, and waits.
+func (p *process) kill() {
+	p.life.Stop()
+	_ = p.cmd.Process.Kill()
+	<-p.done
 	p.qmp.Close()
 	p.agent.Close()
 }

@@ -33,7 +33,7 @@ func (n *Notebook) booted(ctx context.Context) (string, error) {
 	var names []drive
 	for _, d := range n.cfg.Disks {
 		names = append(names, drive{name: d.Name})
-		parts = append(parts, d.Name, d.Base, fmt.Sprint(d.Size))
+		parts = append(parts, d.Name, d.Base, fmt.Sprint(d.Size), d.NBD)
 	}
 	parts = append(parts, n.cfg.args(n.set, "", "", names)...)
 	return n.cfg.Builder.Result(ctx, "notebook-state", image.Key(parts...), func(ctx context.Context, dir string) error {
@@ -47,6 +47,10 @@ func (n *Notebook) boot(ctx context.Context, dir string) error {
 		return err
 	}
 	for _, d := range n.cfg.Disks {
+		if d.NBD != "" {
+			n.drives = append(n.drives, d.served())
+			continue
+		}
 		file := filepath.Join(dir, d.Name+".qcow2")
 		args := []string{"create", "-q", "-f", "qcow2", file, fmt.Sprint(d.Size)}
 		if d.Base != "" {
@@ -55,7 +59,7 @@ func (n *Notebook) boot(ctx context.Context, dir string) error {
 		if err := qemuImg(ctx, args...); err != nil {
 			return err
 		}
-		n.drives = append(n.drives, drive{d.Name, file})
+		n.drives = append(n.drives, drive{d.Name, file, forgotten})
 	}
 	if err := n.launch(ctx, bootLimit, ""); err != nil {
 		return err
@@ -83,21 +87,65 @@ func (n *Notebook) save(ctx context.Context, dir string) error {
 	return nil
 }
 
-// restore resumes from a saved state.
+// served is the drive of a disk that a server has.
+func (d Disk) served() drive { return drive{d.Name, "nbd:unix:" + d.NBD, "raw,cache=writeback"} }
+
+// resume resumes from a saved state, on overlays of the disks in it.
+func (n *Notebook) resume(ctx context.Context, snap string) error {
+	n.drives = nil
+	for _, d := range n.cfg.Disks {
+		if d.NBD != "" {
+			n.drives = append(n.drives, d.served())
+			continue
+		}
+		file := n.path(d.Name + ".qcow2")
+		if err := qemuImg(ctx, "create", "-q", "-f", "qcow2", "-b", filepath.Join(snap, d.Name+".qcow2"), "-F", "qcow2", file); err != nil {
+			return err
+		}
+		n.drives = append(n.drives, drive{d.Name, file, forgotten})
+	}
+	return n.launch(ctx, startLimit, filepath.Join(snap, stateFile))
+}
+
+// Checkpoint saves the notebook as it is, with its disks, for PowerOn. It
+// resumes from that, so that connections into it and commands under way end.
+func (n *Notebook) Checkpoint(ctx context.Context) error {
+	dir := n.path("checkpoint")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if err := n.save(ctx, dir); err != nil {
+		return err
+	}
+	for _, d := range n.cfg.Disks {
+		if d.NBD == "" {
+			if err := os.Rename(n.path(d.Name+".qcow2"), filepath.Join(dir, d.Name+".qcow2")); err != nil {
+				return err
+			}
+		}
+	}
+	return n.resume(ctx, dir)
+}
+
+// Cut ends the notebook as a power cut would. PowerOn or Close comes next.
+func (n *Notebook) Cut() {
+	n.qemu.kill()
+	n.Client.Close()
+	n.qemu, n.qmp, n.Client = nil, nil, nil
+}
+
+// PowerOn has a notebook that was cut run again, as it was at its Checkpoint.
+// Its disks are too, but for those that a server has: what of these was in
+// memory then must not be used before it was read again.
+func (n *Notebook) PowerOn(ctx context.Context) error { return n.resume(ctx, n.path("checkpoint")) }
+
+// restore resumes from the state just after the boot.
 func (n *Notebook) restore(ctx context.Context, snap string) error {
 	start := time.Now()
 	if err := n.writeTools(n.cfg.Tools); err != nil {
 		return err
 	}
-	n.drives = nil
-	for _, d := range n.cfg.Disks {
-		file := n.path(d.Name + ".qcow2")
-		if err := qemuImg(ctx, "create", "-q", "-f", "qcow2", "-b", filepath.Join(snap, d.Name+".qcow2"), "-F", "qcow2", file); err != nil {
-			return err
-		}
-		n.drives = append(n.drives, drive{d.Name, file})
-	}
-	if err := n.launch(ctx, startLimit, filepath.Join(snap, stateFile)); err != nil {
+	if err := n.resume(ctx, snap); err != nil {
 		return err
 	}
 	answered := time.Since(start)

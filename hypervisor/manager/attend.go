@@ -169,19 +169,20 @@ func (g *guest) seen(st vmmStatus) {
 	g.change, g.reboots, g.reason = st.Change, st.Reboots, st.Reason
 	switch st.State {
 	case "running":
-		if g.state == life.Paused || g.state == life.Starting {
+		if g.state == life.Starting {
 			g.note = ""
 		}
+		g.noteWhy("")
 		g.up()
 		_ = g.step(life.IsRunning) // an occurrence, as the next one
 	case "paused":
 		switch st.Reason {
 		case "":
-			g.note = ""
+			g.noteWhy("")
 		case "disk-full":
-			g.note = "the host's disk is full: make space, then resume it"
+			g.noteWhy("the host's disk is full: make space, then resume it")
 		default:
-			g.note = fmt.Sprintf("its machine has paused it: %.200q", st.Reason)
+			g.noteWhy(fmt.Sprintf("its machine has paused it: %.200q", st.Reason))
 		}
 		g.up()
 		_ = g.step(life.IsPaused)
@@ -191,6 +192,14 @@ func (g *guest) seen(st vmmStatus) {
 		g.note = fmt.Sprintf("its machine is in a state %.40q that this manager does not know: use programs of one version", st.State)
 		g.publish()
 	}
+}
+
+// noteWhy notes why the machine has paused the guest; "" takes that away, and leaves what else is noted.
+func (g *guest) noteWhy(why string) {
+	if why != "" || g.note == g.pausedFor {
+		g.note = why
+	}
+	g.pausedFor = why
 }
 
 // up notes that the machine runs: its saved state is used up, and it gets ready.
@@ -213,7 +222,7 @@ func (g *guest) useUp() {
 func (g *guest) getReady() {
 	def, p := g.running.def, g.proc
 	if def == nil || def.Ready.IsZero() {
-		g.ready = true
+		g.ready, g.rec.Ready = true, true
 		return
 	}
 	from := g.rec.SerialFrom

@@ -55,6 +55,7 @@ type guest struct {
 	order     order              // for the snapshot that is being made
 	keys      map[string][]byte  // of encrypted disks
 	unplugged bool
+	pausedFor string // what note says of why the machine has paused the guest
 	change    uint64 // the newest that the VMM has told of
 	lacks     string // of its cell, as told last
 }
@@ -136,7 +137,11 @@ func (g *guest) stepWith(e life.Event, f life.Facts) error {
 		return fmt.Errorf("guest %s: %w", g.name, err)
 	}
 	if to != g.state {
-		g.log.Info("guest changes state", "from", string(g.state), "to", string(to), "because", string(e), "note", g.note)
+		tell := g.log.Info
+		if to == life.Crashed {
+			tell = g.log.Warn
+		}
+		tell("guest is "+string(to), "state", string(to), "before", string(g.state), "because", string(e), "note", g.note)
 		g.state, g.since = to, time.Now()
 	}
 	g.act(action)
@@ -358,11 +363,14 @@ func (g *guest) clear() {
 // overlayDir has the copies of disks that a disposable guest writes to.
 func (g *guest) overlayDir() string { return filepath.Join(g.dir(), "overlay") }
 
-// dropSaved removes the saved state at once, and what it is made of after that.
+// dropSaved removes the saved state at once, and what it is made of after that. It must not come back with a crash of the host:
+// the disks move on.
 func (g *guest) dropSaved() {
 	away := filepath.Join(g.dir(), tmpPrefix+"suspended")
 	err := os.Rename(g.suspendedDir(), away)
-	if errors.Is(err, fs.ErrNotExist) {
+	if err == nil {
+		err = syncPath(g.dir())
+	} else if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
 	for _, path := range []string{away, g.suspendedDir() + ".json", g.suspendedDir() + ".png"} {

@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
+	"github.com/lodgehv/lodge/hypervisor/manager/store"
 	"github.com/lodgehv/lodge/internal/procstat"
 )
 
@@ -119,6 +120,9 @@ func TestKilledInEveryState(t *testing.T) {
 			}
 			v.kill()
 			before, _ := readRecord(filepath.Join(r.dir, "var/guests/g"))
+			if tc.when.Alive() && tc.when != life.Starting && !before.Ready {
+				t.Error("that it was ready is not on record")
+			}
 			r.open()
 			g := r.state("g", tc.want)
 			if tc.same && tc.when != life.Starting && (g.PID != before.PID || g.PID == 0) {
@@ -389,4 +393,41 @@ func vmmsOf(dir string) (pids []int) {
 		}
 	}
 	return pids
+}
+
+// The deletion of a guest that was interrupted is finished if its definition has gone, and was none if it has not.
+func TestDeletionInterrupted(t *testing.T) {
+	r := newRig(t)
+	for _, name := range []string{"gone", "kept", "whole"} {
+		r.define(name, "")
+		r.must(r.Snapshot(name, "s"))
+	}
+	r.Close()
+	for _, name := range []string{"gone", "kept"} {
+		if err := writeFile(filepath.Join(r.dir, "var/guests", name, deletedName), true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(r.dir, "etc/guests/gone.toml")); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	if r.exists("var/guests/gone") {
+		t.Error("a guest that was deleted is left")
+	}
+	for _, name := range []string{"kept", "whole"} {
+		if list, err := r.Snapshots(name); err != nil || len(list) != 1 || r.exists("var/guests/"+name+"/"+deletedName) {
+			t.Errorf("guest %s, which was not deleted: %v, %v", name, list, err)
+		}
+		if err := r.Delete(name); err != nil || r.exists("var/guests/"+name) {
+			t.Errorf("guest %s: %v", name, err)
+		}
+	}
+	// What cannot be deleted is not taken for it later.
+	r.define("net", "")
+	r.define("needs", "", `depends = ["net"]`)
+	r.must(r.Snapshot("net", "s"))
+	if err := r.Delete("net"); !errors.Is(err, store.ErrNeeded) || r.exists("var/guests/net/"+deletedName) {
+		t.Errorf("%v", err)
+	}
 }

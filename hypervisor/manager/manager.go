@@ -171,7 +171,7 @@ func (m *Manager) recover() error {
 		return err
 	}
 	for _, d := range dirs {
-		if name := d.Name(); definition.IsName(name) {
+		if name := d.Name(); definition.IsName(name) && !m.finishDeletion(name, names[name]) {
 			if r, err := readRecord(m.stateDir(name)); err != nil {
 				m.log.Warn("record of a guest is damaged", "guest", name, "err", err)
 				_ = removeRecord(m.stateDir(name))
@@ -449,8 +449,8 @@ func (m *Manager) Delete(name string) error {
 			refused = g.errBusy()
 		}
 		if refused == nil {
-			if refused = m.store.Delete(name); refused == nil || errors.Is(refused, store.ErrNotFound) {
-				refused, g.busy = nil, "it is deleted"
+			if refused = m.deleteDefinition(name); refused == nil {
+				g.busy = "it is deleted"
 			}
 		}
 	}) {
@@ -461,6 +461,42 @@ func (m *Manager) Delete(name string) error {
 	}
 	m.log.Info("guest deleted", "guest", name)
 	return m.remove(g)
+}
+
+// deletedName is a file in the directory of a guest that is being deleted: if its definition has gone, so is the rest to.
+const deletedName = "deleted"
+
+// deleteDefinition deletes a guest's definition. The next manager knows from then on what to do with what is left of the guest.
+func (m *Manager) deleteDefinition(name string) error {
+	mark := filepath.Join(m.stateDir(name), deletedName)
+	if err := writeFile(mark, true); err != nil && !errors.Is(err, fs.ErrNotExist) { // without a directory, nothing is left
+		return err
+	}
+	err := m.store.Delete(name)
+	if err == nil || errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if e := os.Remove(mark); !errors.Is(e, fs.ErrNotExist) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// finishDeletion removes what is left of a guest whose deletion was interrupted, and reports whether there was one. defined is
+// whether its definition is still there: it was not deleted then.
+func (m *Manager) finishDeletion(name string, defined bool) bool {
+	mark := filepath.Join(m.stateDir(name), deletedName)
+	if _, err := os.Stat(mark); err != nil {
+		return false
+	}
+	left := mark
+	if !defined {
+		left = m.stateDir(name)
+	}
+	if err := os.RemoveAll(left); err != nil {
+		m.log.Error("left over of a deleted guest", "guest", name, "err", err)
+	}
+	return !defined
 }
 
 // remove drops a guest that has no definition and no VMM any more, and all that is kept of it.

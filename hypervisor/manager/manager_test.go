@@ -913,3 +913,35 @@ func TestOneManager(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// What a machine says of why it is paused is noted as long as it is; a note of something else outlives a pause.
+func TestNotes(t *testing.T) {
+	r := newRig(t)
+	r.define("g", "")
+	r.must(r.Start("g"))
+	r.state("g", life.Running)
+	g, err := r.find("g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const other, full = "the manager was restarted", "the host's disk is full: make space, then resume it"
+	for _, tc := range []struct{ note, state, reason, want string }{
+		{"", "paused", "disk-full", full},
+		{full, "running", "", ""},
+		{"", "paused", "disk-full", full},
+		{full, "paused", "", ""},
+		{other, "running", "", other},
+		{other, "paused", "", other},
+		{other, "running", "", other},
+		{other, "paused", "disk-full", full},
+		{full, "running", "", ""},
+	} {
+		g.do(func() {
+			g.note = tc.note
+			g.seen(vmmStatus{State: tc.state, Reason: tc.reason, Change: g.change})
+			if g.note != tc.want {
+				t.Errorf("%s (%s), note %q: now %q, want %q", tc.state, tc.reason, tc.note, g.note, tc.want)
+			}
+		})
+	}
+}

@@ -27,6 +27,9 @@ func (g *guest) takeUp() {
 	}
 	g.state, g.since, g.note, g.again = rec.State, rec.Since, rec.Note, rec.Again
 	g.rec = *rec
+	if rec.State == life.Paused {
+		g.pausedFor = rec.Note
+	}
 	switch {
 	case rec.Boot != g.m.boot:
 		g.afterHost()

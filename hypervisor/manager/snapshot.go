@@ -223,7 +223,7 @@ func (m *Manager) DeleteSnapshot(name, snapshot string) error {
 		return err
 	}
 	m.bus.send(Event{Kind: SavedChanged, Name: name})
-	return os.RemoveAll(filepath.Join(g.snapshotsDir(), tmpPrefix+"deleted-"+snapshot))
+	return errors.Join(syncPath(g.snapshotsDir()), os.RemoveAll(filepath.Join(g.snapshotsDir(), tmpPrefix+"deleted-"+snapshot)))
 }
 
 // snapshotDisk is the file of a snapshot that has a disk's content.

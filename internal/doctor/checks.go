@@ -88,8 +88,8 @@ func (h *Host) lookAtKVM() Check {
 		}
 		return lack(name, "no /dev/kvm", do)
 	case errors.Is(err, fs.ErrPermission):
-		return lack(name, "/dev/kvm is there, for others than you",
-			"join the group kvm for lodge run (as root: adduser USER kvm), and log in again; guests of lodged do not need it")
+		return Check{Name: name, State: Unknown, Seen: "/dev/kvm is there, for others than you",
+			Do: "join the group kvm for lodge run (as root: adduser USER kvm), and log in again; guests of lodged do not need it"}
 	case err != nil:
 		return unknown(name, err)
 	case version != apiVersion:

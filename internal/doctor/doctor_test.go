@@ -133,7 +133,7 @@ func TestLacks(t *testing.T) {
 		{"processor", map[string]string{"proc/cpuinfo": ""}, nil, Unknown, "tells nothing", "lodge report"},
 		{"kvm", nil, kvm(0, fs.ErrNotExist), Lack, "no /dev/kvm", "modprobe kvm_intel"},
 		{"kvm", cpu("fpu"), kvm(0, fs.ErrNotExist), Lack, "no /dev/kvm", "see processor"},
-		{"kvm", nil, kvm(0, fs.ErrPermission), Lack, "for others than you", "join the group kvm"},
+		{"kvm", nil, kvm(0, fs.ErrPermission), Unknown, "for others than you", "join the group kvm"},
 		{"kvm", nil, kvm(0, unix.EIO), Unknown, "input/output error", "lodge report"},
 		{"kvm", nil, kvm(11, nil), Lack, "API version 11", "use a kernel"},
 		{"kvm", map[string]string{"sys/module/kvm_intel/parameters/ept": "N"}, nil, OK, "without EPT", "without that parameter"},

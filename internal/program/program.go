@@ -1,4 +1,4 @@
-// Package program finds the other programs of Lodge.
+// Package program knows which version this program of Lodge is, and where the others are.
 package program
 
 import (
@@ -6,7 +6,22 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 )
+
+// version is set by who builds a package (-ldflags=-X).
+var version string
+
+// Version returns this program's version: that of its package, or else of the commit that it was built from, if that is known.
+func Version() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
 
 // Find returns the absolute path of one of Lodge's programs, such as "lodge-vmm": the one beside this program, or else on the
 // PATH.

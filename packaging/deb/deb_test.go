@@ -37,6 +37,7 @@ run dpkg --force-unsafe-io -i /lodge.deb >&2
 changed installed "$1"
 echo "== said"
 run lodge completion bash | tail -n1
+run lodge version 2>/dev/null | head -n1
 run getent group lodge
 run sh -c 'for p in lodge lodged lodge-net lodge-seat lodge-vmm; do $p --help >/dev/null && echo $p; done'
 run dpkg -V lodge
@@ -99,7 +100,8 @@ func TestInstall(t *testing.T) {
 			t.Errorf("not installed: %s", want)
 		}
 	}
-	if said := strings.Join(changed["said"], "\n"); !strings.HasPrefix(said, "complete -o filenames -F _lodge lodge\nlodge:x:") ||
+	version := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(file), "lodge_"), "_amd64.deb")
+	if said := strings.Join(changed["said"], "\n"); !strings.HasPrefix(said, "complete -o filenames -F _lodge lodge\nlodge  "+version+"\nlodge:x:") ||
 		!strings.HasSuffix(said, ":\nlodge\nlodged\nlodge-net\nlodge-seat\nlodge-vmm") {
 		t.Errorf("the programs say:\n%s", said)
 	}

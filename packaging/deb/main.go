@@ -127,7 +127,7 @@ func (p *tree) writeZipped(name string, b []byte) error {
 
 func (p *tree) programs() error {
 	bin := filepath.Join(p.stage, "usr/bin")
-	args := []string{"build", "-trimpath", "-buildvcs=auto", "-ldflags=-s -w", "-o", bin + "/"}
+	args := []string{"build", "-trimpath", "-ldflags=-s -w -X=github.com/lodgehv/lodge/internal/program.version=" + p.version(), "-o", bin + "/"}
 	for name := range programs {
 		args = append(args, "./cmd/"+name)
 	}

@@ -1,5 +1,5 @@
-// Command e2e-run is `make run`: it starts the simulated notebook with two Debian desktops under lodge-vmm and the seat on its
-// screen, and shows both, in a window or by a tour.
+// Command e2e-run is `make run`: it starts the simulated notebook with two Debian desktops that lodged runs, and the seat on
+// its screen, and shows both, in a window or by a tour.
 //
 // With -consoles it is `make consoles`: two Debian guests side by side, whose serial consoles the user types into. Where KVM
 // runs Linux guests directly it does so on this machine, elsewhere in the simulated notebook.
@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -27,8 +28,7 @@ import (
 )
 
 func main() {
-	vmm := flag.String("vmm", "bin/lodge-vmm", "the `program` to run guests with")
-	seat := flag.String("seat", "bin/lodge-seat", "the `program` that is the seat")
+	bin := flag.String("bin", "bin", "the `directory` of Lodge's programs")
 	consoles := flag.Bool("consoles", false, "serial consoles in place of desktops")
 	where := flag.String("where", "auto", "with -consoles: auto, notebook or here: where the guests run")
 	flag.Usage = func() {
@@ -39,9 +39,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	var err error
 	if *consoles {
-		err = run(ctx, *vmm, *where)
+		err = run(ctx, filepath.Join(*bin, "lodge-vmm"), *where)
 	} else {
-		err = showSeat(ctx, *vmm, *seat)
+		err = showSeat(ctx, *bin)
 	}
 	stop()
 	if err != nil {

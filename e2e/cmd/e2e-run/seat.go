@@ -21,8 +21,8 @@ const shots = "out/seat"
 
 // showSeat starts the notebook with two desktops and the seat on its screen: in a window, if there is a display to have one
 // on, else as a tour, which presses the keys itself.
-func showSeat(ctx context.Context, vmm, seat string) (err error) {
-	cfg := desk.Config{VMM: vmm, Seat: seat, Shots: shots, Log: progress{}, Console: announcer}
+func showSeat(ctx context.Context, bin string) (err error) {
+	cfg := desk.Config{Bin: bin, Shots: shots, Log: progress{}, Console: announcer}
 	window := os.Getenv("DISPLAY") != "" || os.Getenv("WAYLAND_DISPLAY") != ""
 	if window {
 		cfg.Display = "sdl,grab-mod=rctrl" // what QEMU does itself with Ctrl+Alt is in the way of our chords
@@ -41,7 +41,7 @@ func showSeat(ctx context.Context, vmm, seat string) (err error) {
 		if k.Firmware {
 			how = "as a PC, by SeaBIOS and GRUB"
 		}
-		say("guest %s starts %s: Debian 12, 384 MiB, a desktop on %s", k.Name, how, map[string]string{"virtio": "virtio-gpu", "vga": "a VGA"}[k.Card])
+		say("lodged starts guest %s %s: Debian 12, 384 MiB, a desktop on %s", k.Name, how, map[string]string{"virtio": "virtio-gpu", "vga": "a VGA"}[k.Card])
 		m, err := d.Launch(ctx, k)
 		if err != nil {
 			return err
@@ -115,13 +115,18 @@ func (t *tourist) tour(ctx context.Context) error {
 		}
 	}
 	first := desktops[0]
-	if err := t.d.Press(ctx, "ctrl", "alt", fmt.Sprint(first.Slot)); err != nil {
+	if _, err := t.d.Manager.Lodge(ctx, "switch", first.Name); err != nil {
 		return err
 	}
 	if err := t.shows(ctx, first, first.Name); err != nil {
 		return err
 	}
-	say("both desktops are up; pressing chords")
+	list, err := t.d.Manager.Lodge(ctx, "list")
+	if err != nil {
+		return err
+	}
+	say("both desktops are up; lodge list:\n%s", list)
+	say("pressing chords")
 	var took []float64
 	var shown desk.Desktop
 	for n := range 10 {

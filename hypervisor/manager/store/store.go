@@ -71,10 +71,20 @@ func Open(cfg Config) (*Store, error) {
 			return nil, fmt.Errorf("definitions: %w", err)
 		}
 	}
-	if err := removeTemporary(cfg.Dir); err != nil {
+	guests, err := os.ReadDir(cfg.Versions)
+	if err != nil {
 		return nil, fmt.Errorf("definitions: %w", err)
 	}
-	_, err := s.Reload()
+	dirs := []string{cfg.Dir}
+	for _, g := range guests {
+		dirs = append(dirs, filepath.Join(cfg.Versions, g.Name()))
+	}
+	for _, dir := range dirs {
+		if err := removeTemporary(dir); err != nil {
+			return nil, fmt.Errorf("definitions: %w", err)
+		}
+	}
+	_, err = s.Reload()
 	return s, err
 }
 
@@ -494,9 +504,6 @@ func (s *Store) VersionText(name string, number int) ([]byte, error) {
 func (s *Store) keep(name string, text []byte) error {
 	dir := filepath.Join(s.cfg.Versions, name)
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("guest %s: versions: %w", name, err)
-	}
-	if err := removeTemporary(dir); err != nil {
 		return fmt.Errorf("guest %s: versions: %w", name, err)
 	}
 	list, err := s.Versions(name)

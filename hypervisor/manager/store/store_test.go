@@ -292,6 +292,13 @@ func TestReload(t *testing.T) {
 	write("fine.toml", guest("fine", `depends = ["good"]`))
 	write("fine.toml~", guest("fine"))
 	write(tmpPrefix+"123", nil)
+	if err := os.Mkdir(filepath.Join(cfg.Versions, "gone"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	version := filepath.Join(cfg.Versions, "gone", tmpPrefix+"123")
+	if err := os.WriteFile(version, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Mkdir(filepath.Join(cfg.Dir, "dir.toml"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -338,8 +345,10 @@ func TestReload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(cfg.Dir, tmpPrefix+"123")); err == nil {
-		t.Error("half a file was left")
+	for _, file := range []string{filepath.Join(cfg.Dir, tmpPrefix+"123"), version} {
+		if _, err := os.Stat(file); err == nil {
+			t.Errorf("half a file was left: %s", file)
+		}
 	}
 	if g, err := again.Get("good"); err != nil || g.Slot != 7 {
 		t.Errorf("%+v, %v", g, err)
@@ -392,6 +401,9 @@ func TestKilled(t *testing.T) {
 		}
 		if list, err := s.Versions("a"); err != nil || len(list) > maxVersions+1 {
 			t.Errorf("%d versions, %v", len(list), err)
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, "versions", "*", tmpPrefix+"*")); left != nil {
+			t.Errorf("left over: %v", left)
 		}
 	}
 }
