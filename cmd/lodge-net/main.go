@@ -1,4 +1,4 @@
-// Command lodge-net carries one network of guests, in a jail: it opens nothing but the connections of its guests. It is started by
+// Command lodge-net carries one network of guests, in a cell: it opens nothing but the connections of its guests. It is started by
 // the manager with descriptors in systemd's way, LISTEN_FDS and LISTEN_FDNAMES:
 //
 //	config      its configuration, as JSON (usermode.Config); read to the end
@@ -6,6 +6,10 @@
 //	manage      a listening SOCK_SEQPACKET socket, for changes of guests and rules
 //	guest.NAME  a guest's stream socket, listening or connected
 //	forward.N   the listening TCP or bound UDP socket of the configuration's forward N, counted from 0
+//
+// and of a nat network, whose frames and forwards are the host's kernel's, in place of the last two
+//
+//	dhcp, dns.udp, dns.tcp  sockets at ports 67 and 53, bound to its bridge
 package main
 
 import (
@@ -33,7 +37,7 @@ import (
 // What guests cause to be logged: some lines at once, and then one every so often.
 const (
 	logBurst = 50
-	logEvery = 5 * time.Second
+	logEvery = 30 * time.Second
 )
 
 const usage = `Usage: lodge-net [--log-syscalls]
@@ -107,16 +111,20 @@ func run(ctx context.Context, files []*os.File, logOnly bool, log *slog.Logger) 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	for i, forward := range config.Network.Forwards {
-		f, err := take("forward." + strconv.Itoa(i))
-		if err != nil {
+	if config.Network.Kind == network.NAT {
+		if err := serveHost(n, take); err != nil {
 			return err
 		}
-		serve, err := forwarder(n, forward, f)
-		if err != nil {
-			return err
+	} else {
+		for i, forward := range config.Network.Forwards {
+			f, err := take("forward." + strconv.Itoa(i))
+			if err != nil {
+				return err
+			}
+			if err := n.AddForward(forward, f); err != nil {
+				return err
+			}
 		}
-		wg.Go(serve)
 	}
 	for name, f := range byName {
 		if guest, ok := strings.CutPrefix(name, "guest."); ok {
@@ -162,25 +170,15 @@ func unixListener(f *os.File, err error) (*net.UnixListener, error) {
 	return u, nil
 }
 
-// forwarder returns what serves a forward whose socket is f.
-func forwarder(n *usermode.Net, forward network.Forward, f *os.File) (func(), error) {
-	defer f.Close()
-	if forward.Protocol == network.UDP {
-		c, err := net.FilePacketConn(f)
+// serveHost serves the guests of a nat network.
+func serveHost(n *usermode.Net, take func(name string) (*os.File, error)) error {
+	var files []*os.File
+	for _, name := range []string{"dhcp", "dns.udp", "dns.tcp"} {
+		f, err := take(name)
 		if err != nil {
-			return nil, fmt.Errorf("descriptor %q: not a UDP socket: %w", f.Name(), err)
+			return err
 		}
-		if _, ok := c.(*net.UDPConn); !ok {
-			return nil, errors.Join(fmt.Errorf("descriptor %q: not a UDP socket", f.Name()), c.Close())
-		}
-		return func() { n.ForwardUDP(forward, c) }, nil
+		files = append(files, f)
 	}
-	l, err := net.FileListener(f)
-	if err != nil {
-		return nil, fmt.Errorf("descriptor %q: not a listening socket: %w", f.Name(), err)
-	}
-	if _, ok := l.(*net.TCPListener); !ok {
-		return nil, errors.Join(fmt.Errorf("descriptor %q: not a TCP socket", f.Name()), l.Close())
-	}
-	return func() { n.ForwardTCP(forward, l) }, nil
+	return n.ServeHost(files[0], files[1], files[2])
 }

@@ -195,6 +195,19 @@ func TestProgram(t *testing.T) {
 	m, err := usermode.DialManager(at("manage"))
 	check(t, err)
 	defer m.Close()
+	// Forwards come and go.
+	fwd := config().Network.Forwards[0]
+	check(t, m.Do(t.Context(), usermode.Change{Unforward: &fwd}, nil))
+	if err := m.Do(t.Context(), usermode.Change{Unforward: &fwd}, nil); err == nil || !strings.Contains(err.Error(), "there is none") {
+		t.Errorf("a forward that is gone: %v", err)
+	}
+	if err := m.Do(t.Context(), usermode.Change{Forward: &fwd}, nil); err == nil {
+		t.Error("a forward without a socket")
+	}
+	check(t, m.Do(t.Context(), usermode.Change{Forward: &fwd}, forwardFile))
+	_, err = server.WriteTo([]byte("once more"), &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 8080})
+	check(t, err)
+	await("once more")
 	check(t, m.Do(context.Background(), usermode.Change{Remove: "alice"}, nil))
 
 	check(t, cmd.Process.Signal(syscall.SIGTERM))
@@ -218,7 +231,7 @@ func TestRefuses(t *testing.T) {
 	}{
 		{nil, nil, `no descriptor "config"`},
 		{[]string{"config"}, []*os.File{configFile(t, bad)}, "no subnet"},
-		{[]string{"config"}, []*os.File{configFile(t, nat)}, "kernel"},
+		{[]string{"config"}, []*os.File{configFile(t, nat)}, `no descriptor "dhcp"`},
 		{[]string{"config"}, []*os.File{configFile(t, config())}, `no descriptor "forward.0"`},
 		{[]string{"config", "config"}, []*os.File{control, control}, "two descriptors"},
 		{[]string{"config", "forward.0"}, []*os.File{configFile(t, config()), control}, "not a UDP socket"},

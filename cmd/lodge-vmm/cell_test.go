@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"image"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -23,6 +24,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
+	"github.com/lodgehv/lodge/hypervisor/manager/storaged"
 	"github.com/lodgehv/lodge/hypervisor/manager/vmm"
 	"github.com/lodgehv/lodge/internal/broker"
 	"github.com/lodgehv/lodge/vgpu/display"
@@ -81,6 +83,8 @@ type inhabitant struct {
 	guest vmm.Guest
 	nic   net.Listener // where its network card is connected
 	err   *os.File     // lodge-vmm's log
+
+	daemon func() (end func()) // starts what serves the disk of a guest that another process serves it for
 }
 
 func newInhabitant(t *testing.T) *inhabitant {
@@ -260,6 +264,73 @@ func (i *inhabitant) live(t *testing.T, start func() (gone <-chan struct{})) {
 	}
 }
 
+// farDisk gives the guest a disk more, which a storage daemon serves.
+func (i *inhabitant) farDisk(t *testing.T) {
+	t.Helper()
+	cfg := storaged.Config{Name: "far", Socket: i.path("far.sock"), Image: storaged.Image{Path: i.path("disk.img"), Format: storaged.Raw},
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	i.guest.Definition.Disks = []definition.Disk{{Name: "far", Socket: cfg.Socket, Reconnect: true}}
+	i.daemon = func() (end func()) {
+		d, err := storaged.Start(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sync.OnceFunc(func() {
+			if err := d.Stop(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// liveFar has a guest whose disk another process serves do what that takes. start is as for live.
+func (i *inhabitant) liveFar(t *testing.T, start func() (gone <-chan struct{})) {
+	end := i.daemon()
+	defer func() { end() }()
+	serve, ask, err := broker.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ask.Close()
+	asked := make(chan broker.Request, 100)
+	go broker.Serve(t.Context(), serve, func(_ context.Context, r broker.Request) (*os.File, error) {
+		asked <- r
+		return vmm.Connect(i.path("far.sock"))
+	})
+	i.guest.Broker = ask
+	ended := func(gone <-chan struct{}) {
+		t.Helper()
+		select {
+		case <-gone:
+		case <-time.After(patience):
+			t.Fatal("lodge-vmm does not end")
+		}
+	}
+	gone := start()
+	i.await(t, "debug.log", "Booting from Hard Disk", gone)
+	end()
+	end = i.daemon()
+	for _, method := range []string{"pause", "resume", "pause"} { // by then it has another connection
+		i.call(t, method, nil)
+	}
+	select {
+	case r := <-asked:
+		if r.What != broker.Disk || r.Name != "far" {
+			t.Errorf("it asks for %+v", r)
+		}
+	case <-time.After(patience):
+		t.Fatal("it does not ask for its disk")
+	}
+	i.save(t, i.path("saved"))
+	i.call(t, "quit", nil)
+	ended(gone)
+	i.guest.Restore = i.path("saved")
+	gone = start()
+	i.awaitSocket(t, gone)
+	i.call(t, "quit", nil)
+	ended(gone)
+}
+
 func (i *inhabitant) save(t *testing.T, dir string) {
 	t.Helper()
 	if err := vmm.Save(t.Context(), i.path("control.sock"), dir, nil); err != nil {
@@ -357,9 +428,26 @@ func (i *inhabitant) watch(t *testing.T) {
 // A guest lives its whole life in a cell, and lodge-vmm is never caught at a system call that it may not make.
 func TestCell(t *testing.T) {
 	needRootAndKVM(t)
-	i := newInhabitant(t)
+	t.Run("all devices", func(t *testing.T) {
+		i := newInhabitant(t)
+		i.live(t, i.inCell(t))
+		for _, name := range []string{"other", "saved.tmp"} {
+			if left, _ := filepath.Glob(i.path(name + "*")); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		}
+	})
+	t.Run("disk of another process", func(t *testing.T) {
+		i := newInhabitant(t)
+		i.farDisk(t)
+		i.liveFar(t, i.inCell(t))
+	})
+}
+
+// inCell returns what starts the guest in a cell.
+func (i *inhabitant) inCell(t *testing.T) func() (gone <-chan struct{}) {
 	program := openStatic(t)
-	i.live(t, func() <-chan struct{} {
+	return func() <-chan struct{} {
 		p, err := vmm.Start(t.Context(), &i.guest, program, cell.Spec{UID: cell.FirstUID + 77, Stdout: i.err, Stderr: i.err})
 		if err != nil {
 			t.Fatal(err)
@@ -377,11 +465,6 @@ func TestCell(t *testing.T) {
 		}()
 		t.Cleanup(func() { p.Kill(); <-gone })
 		return gone
-	})
-	for _, name := range []string{"other", "saved.tmp"} {
-		if left, _ := filepath.Glob(i.path(name + "*")); len(left) > 0 {
-			t.Errorf("left: %v", left)
-		}
 	}
 }
 

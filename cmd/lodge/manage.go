@@ -41,6 +41,7 @@ type manageCommands struct {
 	Snapshot snapshotCommands `cmd:"" help:"Snapshots of guests."`
 	Pool     poolCommands     `cmd:"" help:"Pools of images."`
 	Image    imageCommands    `cmd:"" help:"Images of pools."`
+	Net      netCommands      `cmd:"" help:"Networks of guests."`
 
 	Version versionCommand `cmd:"" help:"Print the versions of this program and of lodged."`
 }
@@ -233,13 +234,24 @@ const maxDefinition = 2 << 20
 
 // Run adds guests.
 func (c *defineCommand) Run(ctx context.Context, m *manageCommands, out io.Writer) error {
+	return m.defineFiles(ctx, c.Files, func(k *client.Client, text string) error {
+		name, err := k.Define(ctx, text)
+		if err == nil {
+			fmt.Fprintf(out, "guest %s is defined\n", name)
+		}
+		return err
+	})
+}
+
+// defineFiles calls define for what is in each file, the later ones also if one fails.
+func (m *manageCommands) defineFiles(ctx context.Context, files []string, define func(c *client.Client, text string) error) error {
 	k, err := m.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer k.Close()
 	var errs []error
-	for _, file := range c.Files {
+	for _, file := range files {
 		in := io.NopCloser(os.Stdin)
 		if file != "-" {
 			if in, err = os.Open(file); err != nil {
@@ -250,10 +262,7 @@ func (c *defineCommand) Run(ctx context.Context, m *manageCommands, out io.Write
 		text, err := io.ReadAll(io.LimitReader(in, maxDefinition))
 		in.Close()
 		if err == nil {
-			var name string
-			if name, err = k.Define(ctx, string(text)); err == nil {
-				fmt.Fprintf(out, "guest %s is defined\n", name)
-			}
+			err = define(k, string(text))
 		}
 		errs = append(errs, err)
 	}
@@ -275,6 +284,11 @@ func (c *editCommand) Run(ctx context.Context, m *manageCommands, out io.Writer)
 	if err != nil {
 		return err
 	}
+	return editText(ctx, out, "guest "+c.Guest, text, func(edited string) error { return k.SetDefinition(ctx, c.Guest, edited, tag) })
+}
+
+// editText lets the user edit a definition until set takes it, or it is left as it was.
+func editText(ctx context.Context, out io.Writer, what, text string, set func(edited string) error) error {
 	f, err := os.CreateTemp("", "lodge-*.toml")
 	if err != nil {
 		return err
@@ -306,9 +320,9 @@ func (c *editCommand) Run(ctx context.Context, m *manageCommands, out io.Writer)
 			fmt.Fprintln(out, "nothing was changed")
 			return nil
 		}
-		err = k.SetDefinition(ctx, c.Guest, edited, tag)
+		err = set(edited)
 		if err == nil {
-			fmt.Fprintf(out, "guest %s is changed\n", c.Guest)
+			fmt.Fprintf(out, "%s is changed\n", what)
 			return nil
 		}
 		if !errors.Is(err, client.ErrDefinition) || edited == last { // the user has given up

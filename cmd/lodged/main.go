@@ -20,22 +20,26 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/bridge"
 	"github.com/lodgehv/lodge/internal/program"
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
-              [--bus BUS] [--seat SOCKET] [--cell off]
+              [--net FILE] [--bus BUS] [--seat SOCKET] [--metrics ADDRESS]
+              [--cell off]
 
-Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml.
+Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a network CONFIG-DIR/networks/NAME.toml.
 
   --config-dir DIR   definitions (/etc/lodge)
   --state-dir DIR    saved guests, snapshots, logs, earlier definitions (/var/lib/lodge)
   --run-dir DIR      sockets of guests that run (/run/lodge)
   --cell off         start VMMs without cells around them, to find out whether a fault is the cell's (on)
   --vmm FILE         the program that runs a guest (lodge-vmm beside this one, or on the PATH)
+  --net FILE         the program that carries a network of guests (lodge-net beside this one, or on the PATH)
   --bus BUS          where org.lodgehv.Lodge1 is offered: system, where polkit decides who may do what; session or the address of
                      a bus, for this user only; or none (system)
   --seat SOCKET      the control socket of lodge-seat, to switch between guests
+  --metrics ADDRESS  where Prometheus may ask, as 127.0.0.1:9177: everybody who can connect learns of all guests (off)
 
 SIGHUP reads the definitions anew. SIGTERM ends lodged and leaves the guests running: the next lodged finds them.
 `
@@ -69,8 +73,10 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs.StringVar(&cfg.StateDir, "state-dir", defaultStateDir, "")
 	fs.StringVar(&cfg.RunDir, "run-dir", "/run/lodge", "")
 	vmm := fs.String("vmm", "", "")
+	fs.StringVar(&cfg.LodgeNet, "net", "", "")
 	bus := fs.String("bus", "system", "")
 	seat := fs.String("seat", "", "")
+	metrics := fs.String("metrics", "", "")
 	cells := fs.String("cell", "on", "")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -87,10 +93,16 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		fmt.Fprintf(errOut, "lodged: %v\n%s", err, usage)
 		return errUsage
 	}
-	if *vmm, err = findVMM(*vmm); err != nil {
+	if *vmm, err = find("lodge-vmm", *vmm); err != nil {
 		return err
 	}
 	cfg.Log = newLog(errOut)
+	if cfg.LodgeNet, err = find("lodge-net", cfg.LodgeNet); err != nil {
+		cfg.Log.Warn("guests have no networks", "err", err)
+	}
+	if *bus == "system" && os.Geteuid() == 0 { // there is one manager that changes the host
+		cfg.Bridge = &bridge.Host{State: filepath.Join(cfg.RunDir, "ip_forward")}
+	}
 	if *cells == "off" {
 		cfg.Log.Warn("VMMs are started without cells: a guest that takes its VMM over has this user's rights")
 		cfg.Launcher = &manager.Plain{VMM: *vmm}
@@ -102,7 +114,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		}
 	}
 	cfg.Screen = screenshot
-	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)})
+	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)}, *metrics)
 }
 
 // groupName returns what the control group of the guests in a directory is called: those of another lodged have another.
@@ -113,16 +125,16 @@ func groupName(stateDir string) string {
 	return fmt.Sprintf("lodge-%x", sha256.Sum256([]byte(stateDir)))[:14]
 }
 
-// findVMM returns the program that runs guests: path, unless that is "".
-func findVMM(path string) (string, error) {
+// find returns the program of that name: path, unless that is "".
+func find(name, path string) (string, error) {
 	if path != "" {
 		return filepath.Abs(path)
 	}
-	return program.Find("lodge-vmm")
+	return program.Find(name)
 }
 
-// serve runs the manager until ctx ends.
-func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
+// serve runs the manager until ctx ends. metricsAt is the address for Prometheus; "" is none.
+func serve(ctx context.Context, cfg manager.Config, bus api.Config, metricsAt string) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, unix.SIGHUP)
 	defer signal.Stop(hangup)
@@ -137,6 +149,9 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config) error {
 	bus.Manager, bus.Log = m, cfg.Log
 	apiEnd, err := offer(ctx, bus)
 	if err != nil {
+		return err
+	}
+	if err := measured(ctx, metricsAt, m, cfg.Log); err != nil {
 		return err
 	}
 	notify(cfg.Log, daemon.SdNotifyReady)

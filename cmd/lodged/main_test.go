@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"image/png"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +33,10 @@ var programs string
 
 func TestMain(m *testing.M) {
 	cell.RunInit(os.Args)
+	programs = os.Getenv("LODGED_TEST_PROGRAMS")
+	if dir := os.Getenv("LODGED_TEST_DIR"); dir != "" {
+		victim(dir)
+	}
 	os.Exit(test(m))
 }
 
@@ -39,7 +45,8 @@ func test(m *testing.M) int {
 	if err == nil {
 		defer os.RemoveAll(dir)
 		programs = dir
-		build := exec.Command("go", "build", "-o", dir, "github.com/lodgehv/lodge/cmd/lodged", "github.com/lodgehv/lodge/cmd/lodge-vmm")
+		build := exec.Command("go", "build", "-o", dir, "github.com/lodgehv/lodge/cmd/lodged", "github.com/lodgehv/lodge/cmd/lodge-vmm",
+			"github.com/lodgehv/lodge/cmd/lodge-net")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		build.Stderr = os.Stderr
 		err = build.Run()
@@ -99,6 +106,7 @@ func newHome(t *testing.T) *home {
 func (h *home) config() manager.Config {
 	return manager.Config{
 		ConfigDir: filepath.Join(h.dir, "etc"), StateDir: filepath.Join(h.dir, "var"), RunDir: filepath.Join(h.dir, "run"),
+		LodgeNet: filepath.Join(programs, "lodge-net"),
 		Launcher: &manager.Cells{VMM: filepath.Join(programs, "lodge-vmm")}, Screen: screenshot,
 	}
 }
@@ -289,6 +297,104 @@ func TestMachine(t *testing.T) {
 	}
 }
 
+// A real machine is on a network, which survives lodged.
+func TestNetwork(t *testing.T) {
+	needKVM(t)
+	h := newHome(t)
+	h.bios("g", "nic = [{ name = \"lan\", network = \"default\" }, { name = \"lab\", network = \"lab\" }]")
+	m := h.manager()
+	defer func() { m.Close() }()
+	if _, err := m.DefineNetwork([]byte("name = \"lab\"\nkind = \"isolated\"\nsubnet = \"10.93.0.0/24\"\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	connected := func() (pids [2]int) {
+		t.Helper()
+		for i, name := range []string{"default", "lab"} {
+			for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+				traffic, err := m.NetworkTraffic(t.Context(), name)
+				if err == nil && len(traffic) == 1 && traffic[0].Connected {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("%s: %+v, %v", name, traffic, err)
+				}
+			}
+			n, err := m.GetNetwork(name)
+			if err != nil || n.Note != "" {
+				t.Errorf("%+v, %v", n, err)
+			}
+			pids[i] = n.PID
+		}
+		return pids
+	}
+	id, err := m.Start("g")
+	done(t, m, id, err)
+	before := connected()
+	for _, pid := range before {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil || !strings.Contains(string(b), "NoNewPrivs:\t1") || !strings.Contains(string(b), "CapBnd:\t0000000000000000") {
+			t.Errorf("lodge-net is in no cell: %v\n%s", err, b)
+		}
+	}
+	m.Close()
+	lodged := h.lodged() // which is killed
+	if err := lodged.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = lodged.Wait()
+	m = h.manager()
+	if after := connected(); after != before {
+		t.Errorf("processes %v, were %v", after, before)
+	}
+	id, err = m.Save("g")
+	done(t, m, id, err)
+	for _, n := range m.ListNetworks() {
+		if n.Up || n.PID != 0 {
+			t.Errorf("without guests: %+v", n)
+		}
+	}
+	id, err = m.Start("g")
+	done(t, m, id, err)
+	connected()
+	id, err = m.Kill("g")
+	done(t, m, id, err)
+}
+
+// lodged answers Prometheus where it is told to.
+func TestMetrics(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	cmd := exec.CommandContext(ctx, filepath.Join(programs, "lodged"), "--config-dir", t.TempDir(), "--state-dir", t.TempDir(),
+		"--run-dir", t.TempDir(), "--bus", "none", "--metrics", address)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { end(); _ = cmd.Wait() }()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		r, err := http.Get("http://" + address + "/metrics")
+		if err == nil {
+			b, err := io.ReadAll(r.Body)
+			r.Body.Close()
+			if err != nil || !strings.Contains(string(b), `lodge_pool_free_bytes{pool="default"} `) {
+				t.Errorf("%v: %s", err, b)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestUsage(t *testing.T) {
 	for _, tc := range []struct {
 		args     []string
@@ -299,6 +405,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"--unknown"}, 2, "", "usage: lodged"},
 		{[]string{"guest"}, 2, "", `"guest" is too much`},
 		{[]string{"--state-dir", "/dev/null/x"}, 1, "", "/dev/null"},
+		{[]string{"--config-dir", t.TempDir(), "--state-dir", t.TempDir(), "--run-dir", t.TempDir(), "--bus", "none", "--metrics", "nowhere"}, 1, "", "--metrics nowhere: "},
 	} {
 		cmd := exec.Command(filepath.Join(programs, "lodged"), tc.args...)
 		var out, errOut strings.Builder

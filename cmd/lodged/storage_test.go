@@ -81,7 +81,7 @@ func TestDiskFull(t *testing.T) {
 	done(t, m, id, err)
 	full := func() {
 		t.Helper()
-		g := until(t, m, "g", "paused", func(g manager.Guest) bool { return g.State == life.Paused })
+		g := until(t, m, "g", "paused, with a reason", func(g manager.Guest) bool { return g.State == life.Paused && g.Reason != "" })
 		if g.Reason != "disk-full" || !strings.Contains(g.Note, "the host's disk is full: make space, then resume it") {
 			t.Errorf("%+v", g)
 		}

@@ -56,6 +56,8 @@ type checker struct {
 	file  string
 	lines map[string]int
 	errs  []error
+
+	networks bool // a card may name a network
 }
 
 // fail reports msg at key.
@@ -147,9 +149,7 @@ func (c *checker) nics(nics []NIC) {
 	for i, n := range nics {
 		at := fmt.Sprintf("nic[%d]", i)
 		c.name(at, "nic", n.Name, names)
-		if (n.Tap == "") == (n.Socket == "") {
-			c.fail(at, "nic %q: set exactly one of tap and socket", n.Name)
-		}
+		c.backend(at, &n)
 		if len(n.Tap) > 15 {
 			c.fail(at+".tap", "nic %q: tap %q: a device name has at most 15 bytes", n.Name, n.Tap)
 		}
@@ -164,6 +164,24 @@ func (c *checker) nics(nics []NIC) {
 		} else {
 			macs[mac.String()] = n.Name
 		}
+	}
+}
+
+// backend checks what a card is connected to.
+func (c *checker) backend(at string, n *NIC) {
+	set := 0
+	for _, s := range []string{n.Tap, n.Socket, n.Network} {
+		if s != "" {
+			set++
+		}
+	}
+	switch {
+	case n.Network != "" && !c.networks:
+		c.fail(at+".network", "nic %q: networks are lodged's: set tap or socket, or have lodged run the guest", n.Name)
+	case set != 1 && c.networks:
+		c.fail(at, "nic %q: set exactly one of network, tap and socket", n.Name)
+	case set != 1:
+		c.fail(at, "nic %q: set exactly one of tap and socket", n.Name)
 	}
 }
 

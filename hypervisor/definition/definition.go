@@ -66,10 +66,11 @@ func (d *Definition) SharesMemory() bool {
 
 // NIC is a virtio network device over a tap or a stream socket.
 type NIC struct {
-	Name   string `toml:"name"`
-	MAC    string `toml:"mac,omitempty"`    // made from the guest's and the card's name if it is missing
-	Tap    string `toml:"tap,omitempty"`    // name of a tap device
-	Socket string `toml:"socket,omitempty"` // Unix socket of passt or gvproxy (QEMU's stream framing)
+	Name    string `toml:"name"`
+	MAC     string `toml:"mac,omitempty"`     // made from the guest's and the card's name if it is missing
+	Tap     string `toml:"tap,omitempty"`     // name of a tap device
+	Socket  string `toml:"socket,omitempty"`  // Unix socket of passt or gvproxy (QEMU's stream framing)
+	Network string `toml:"network,omitempty"` // one of the manager's, which makes a tap or a socket of it (Extension.Networks)
 }
 
 // Serial says where a serial port goes.
@@ -209,6 +210,7 @@ type Extension struct {
 	Into       any         // what is decoded: a struct that embeds a Definition
 	Definition *Definition // that one
 	Manual     string      // where the keys are explained, for errors
+	Networks   bool        // a card may name a network in place of a tap or a socket
 
 	// Prepare, which may be nil, gets what was decoded before it is checked, to fill in what may be missing here.
 	Prepare func()
@@ -224,7 +226,7 @@ func ParseExtended(name, dir string, b []byte, e Extension) error {
 	}
 	d := e.Definition
 	d.lines = index(b)
-	c := checker{file: name, lines: d.lines}
+	c := checker{file: name, lines: d.lines, networks: e.Networks}
 	if e.Prepare != nil {
 		e.Prepare()
 	}

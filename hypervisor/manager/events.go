@@ -14,24 +14,27 @@ type EventKind string
 
 // The kinds.
 const (
-	GuestChanged  EventKind = "guest"   // Guest is how it is now; also a new one
-	GuestDeleted  EventKind = "deleted" // Name is gone
-	GuestStep     EventKind = "step"    // Text is what is being done to it
-	JobChanged    EventKind = "job"     // Job is how it is now
-	SavedChanged  EventKind = "saved"   // the snapshots of a guest are others
-	PoolChanged   EventKind = "pool"    // the pool Name is another: new, gone, or with another level of space
-	ImagesChanged EventKind = "images"  // the images of the pool Name are others
-	Lost          EventKind = "lost"    // the subscriber was too slow: look at everything again
+	GuestChanged   EventKind = "guest"           // Guest is how it is now; also a new one
+	GuestDeleted   EventKind = "deleted"         // Name is gone
+	GuestStep      EventKind = "step"            // Text is what is being done to it
+	JobChanged     EventKind = "job"             // Job is how it is now
+	SavedChanged   EventKind = "saved"           // the snapshots of a guest are others
+	PoolChanged    EventKind = "pool"            // the pool Name is another: new, gone, or with another level of space
+	ImagesChanged  EventKind = "images"          // the images of the pool Name are others
+	NetworkChanged EventKind = "network"         // Network is how it is now; also a new one
+	NetworkDeleted EventKind = "network-deleted" // Name is gone
+	Lost           EventKind = "lost"            // the subscriber was too slow: look at everything again
 )
 
 // Event is something that a subscriber hears of.
 type Event struct {
-	Kind  EventKind
-	Time  time.Time
-	Name  string // of the guest or pool, if it is about one
-	Guest *Guest
-	Job   *job.Status
-	Text  string
+	Kind    EventKind
+	Time    time.Time
+	Name    string // of the guest, pool or network, if it is about one
+	Guest   *Guest
+	Network *Network
+	Job     *job.Status
+	Text    string
 }
 
 // maxPending bounds what a slow subscriber can make us keep. Beyond it, it hears Lost.

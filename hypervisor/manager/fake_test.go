@@ -18,6 +18,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/snap"
 	"github.com/lodgehv/lodge/internal/broker"
@@ -25,6 +26,7 @@ import (
 
 // The test binary is also the gate, a VMM that only pretends, and a manager that is killed.
 func TestMain(m *testing.M) {
+	cell.RunInit(os.Args)
 	RunGate()
 	os.Setenv("GORACE", "atexit_sleep_ms=0") // of those that we start
 	switch {
@@ -33,7 +35,11 @@ func TestMain(m *testing.M) {
 	case os.Getenv("MANAGER_TEST_DIR") != "":
 		victim(os.Getenv("MANAGER_TEST_DIR"))
 	}
-	os.Exit(m.Run())
+	status := m.Run()
+	if file := os.Getenv("MANAGER_TEST_NET"); file != "" && os.Getenv("MANAGER_TEST_NAT") == "" {
+		os.RemoveAll(filepath.Dir(file))
+	}
+	os.Exit(status)
 }
 
 // fakeVMM pretends to be lodge-vmm. How it misbehaves stands in its definition's command line, in words such as "power=ignore".

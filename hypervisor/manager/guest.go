@@ -351,6 +351,7 @@ func (g *guest) clear() {
 	g.ready, g.again, g.unplugged, g.reboots, g.reason = false, false, false, 0, ""
 	g.rec = record{Restarts: g.rec.Restarts}
 	g.m.stats.forget(g.name)
+	g.m.networks.release(g.name)
 	g.endDaemons()
 	g.removeCgroup()
 	for _, dir := range []string{g.overlayDir(), g.m.runDir(g.name)} {

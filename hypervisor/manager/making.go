@@ -14,6 +14,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/manager/pool/format"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
+	"github.com/lodgehv/lodge/internal/deffile"
 )
 
 // making is on the disk while a guest is made together with its images, so that after a crash there are all of them or none.
@@ -48,7 +49,7 @@ func (m *Manager) make(ctx context.Context, name string, images func(work string
 	if err != nil {
 		return err
 	}
-	if err := writeFile(file, making{name, store.Tag(text)}); err != nil {
+	if err := writeFile(file, making{name, deffile.Tag(text)}); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {

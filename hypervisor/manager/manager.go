@@ -28,16 +28,19 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/job"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/bridge"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
 )
 
 // Config says where things are and who does what.
 type Config struct {
-	ConfigDir string // definitions: guests/NAME.toml, pools/NAME.toml
+	ConfigDir string // definitions: guests/NAME.toml, pools/NAME.toml, networks/NAME.toml
 	StateDir  string // what outlives a boot: guests/NAME, versions/NAME, images
-	RunDir    string // sockets, which do not: guests/NAME
+	RunDir    string // sockets, which do not: guests/NAME, networks/NAME
 
 	Launcher Launcher
+	LodgeNet string       // the program lodge-net, which carries networks
+	Bridge   *bridge.Host // what has the host's kernel carry networks; nil: it carries none
 	Cgroups  *cell.Parent // what VMMs' control groups are made in; nil: they have none
 
 	// Screen returns what a guest shows, over the socket of its display. nil: there are no thumbnails.
@@ -64,6 +67,8 @@ type Manager struct {
 	jobs  *job.Jobs
 	bus   bus
 	stats sampler
+
+	networks networks
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -115,8 +120,12 @@ func New(cfg Config) (_ *Manager, err error) {
 	if err := m.loadPools(); err != nil {
 		return nil, err
 	}
+	if err := m.openNetworks(); err != nil {
+		return nil, err
+	}
 	m.store, err = store.Open(store.Config{
 		Dir: filepath.Join(m.cfg.ConfigDir, "guests"), Versions: filepath.Join(m.cfg.StateDir, "versions"), Sockets: m.sockets, Images: m.imagePath,
+		Network: m.networks.usable,
 	})
 	if err != nil {
 		return nil, err
@@ -186,6 +195,7 @@ func (m *Manager) recover() error {
 	for _, g := range m.all() {
 		g.do(g.takeUp)
 	}
+	m.networks.settle()
 	for _, g := range m.all() { // only now, when it is known of all whether they run
 		g.do(g.carryOn)
 	}
@@ -235,6 +245,7 @@ func (m *Manager) Close() {
 	for _, g := range m.all() {
 		g.end()
 	}
+	m.networks.close()
 	m.wg.Wait()
 	m.closePools()
 	if m.lock != nil {
@@ -403,11 +414,11 @@ func (m *Manager) VersionText(name string, number int) ([]byte, error) {
 	return m.store.VersionText(name, number)
 }
 
-// Reload reads the definitions of pools and guests anew, which people may have edited by hand.
+// Reload reads the definitions of pools, networks and guests anew, which people may have edited by hand.
 func (m *Manager) Reload() error {
 	m.defining.Lock()
 	defer m.defining.Unlock()
-	return errors.Join(m.loadPools(), m.reload())
+	return errors.Join(m.loadPools(), m.networks.reload(), m.reload())
 }
 
 // reload is Reload with defining held.

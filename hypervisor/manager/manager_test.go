@@ -42,6 +42,7 @@ func testConfig(dir string) Config {
 	}
 	return Config{
 		ConfigDir: filepath.Join(dir, "etc"), StateDir: filepath.Join(dir, "var"), RunDir: filepath.Join(dir, "run"), Launcher: &Plain{VMM: exe},
+		LodgeNet: os.Getenv("MANAGER_TEST_NET"),
 		Screen: func(context.Context, string) (image.Image, error) {
 			img := image.NewRGBA(image.Rect(0, 0, 2000, 1000))
 			img.Set(0, 0, color.White)

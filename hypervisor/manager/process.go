@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/internal/procstat"
 )
 
@@ -81,6 +82,13 @@ func (p *process) reap() string {
 		return ""
 	}
 	return state.String()
+}
+
+// waits reports whether it has not executed its program yet.
+func (p *process) waits() bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
+	name, _, _ := strings.Cut(string(b), "\x00")
+	return err == nil && (name == gateName || name == cell.InitName)
 }
 
 // kill sends a signal. It is no error if the process has ended.

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
@@ -92,6 +94,10 @@ func (g *guest) afterHost() {
 // findVMM finds the VMM that is on record, or out how it has ended.
 func (g *guest) findVMM() {
 	p, err := openProcess(g.rec.PID, g.rec.Start)
+	if err == nil && g.state == life.Starting && p.waits() { // for the manager before, and so for its own end
+		err = errors.Join(p.kill(unix.SIGKILL), procstat.ErrGone)
+		p.close()
+	}
 	if err != nil {
 		if !errors.Is(err, procstat.ErrGone) {
 			g.log.Error("VMM on record", "err", err)

@@ -139,6 +139,9 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 	if err := def.CheckHost(g.name + ".toml"); err != nil {
 		return err
 	}
+	if def.NICs, err = g.m.networks.attach(ctx, g.name, def.NICs); err != nil {
+		return err
+	}
 	vmm := def.Definition
 	if def.Disposable {
 		if vmm.Disks, err = g.overlays(ctx, def); err != nil {

@@ -63,15 +63,37 @@ type history struct {
 // Stats returns the newest sample of a guest and those before it, the oldest first, at most ten minutes. Who calls it counts as
 // looking for some seconds: while somebody does, the guest is measured every second. The first call returns one sample.
 func (m *Manager) Stats(ctx context.Context, name string) ([]Sample, error) {
-	g, err := m.find(name)
+	g, pid, err := m.measurable(name)
 	if err != nil {
 		return nil, err
 	}
+	return m.stats.look(ctx, g, pid)
+}
+
+// Measure returns a sample of a guest, taken now. Who calls it does not count as looking.
+func (m *Manager) Measure(ctx context.Context, name string) (Sample, error) {
+	g, pid, err := m.measurable(name)
+	if err != nil {
+		return Sample{}, err
+	}
+	x, err := measure(ctx, g, pid)
+	if err != nil {
+		err = fmt.Errorf("guest %s: %w", name, err)
+	}
+	return x, err
+}
+
+// measurable returns a guest that runs, and its process.
+func (m *Manager) measurable(name string) (*guest, int, error) {
+	g, err := m.find(name)
+	if err != nil {
+		return nil, 0, err
+	}
 	pid := g.info.Load().PID
 	if pid == 0 {
-		return nil, fmt.Errorf("guest %s: it does not run: there is nothing to measure", name)
+		return nil, 0, fmt.Errorf("guest %s: it does not run: there is nothing to measure", name)
 	}
-	return m.stats.look(ctx, g, pid)
+	return g, pid, nil
 }
 
 func (s *sampler) look(ctx context.Context, g *guest, pid int) ([]Sample, error) {

@@ -85,7 +85,7 @@ var rules = []rule{
 	{
 		why:  "the store knows definitions, and nothing of what becomes of them",
 		of:   []string{"hypervisor/manager/store"},
-		only: []string{"hypervisor/definition"},
+		only: []string{"hypervisor/definition", "internal/deffile"},
 	},
 	{
 		why:   "the manager takes functions for what people see: commands compose it, and an API is one of its users",
@@ -97,7 +97,7 @@ var rules = []rule{
 		of:     []string{"hypervisor/manager/network/...", "cmd/lodge-net"},
 		except: []string{"hypervisor/manager/network"},
 		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
-			"internal/framing", "internal/ratelog", "internal/seccomp"},
+			"internal/deffile", "internal/framing", "internal/ratelog", "internal/seccomp"},
 	},
 	{
 		why:   "libraries know nothing of programs and of tests",

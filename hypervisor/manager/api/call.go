@@ -165,6 +165,8 @@ func (r *request) kind() string {
 		return client.PoolInterface
 	case r.object.Job != 0:
 		return client.JobInterface
+	case r.object.Network != "":
+		return client.NetworkInterface
 	}
 	return client.ManagerInterface
 }
@@ -257,7 +259,7 @@ func setProperty(_ context.Context, r *request) ([]any, error) {
 	if _, ok := p[r.str(1)]; !ok {
 		return nil, standard(unknownPropertyError, fmt.Sprintf("no property %.200s", r.str(1)))
 	}
-	return nil, standard("PropertyReadOnly", fmt.Sprintf("%s is read-only: guests are changed by SetDefinition", r.str(1)))
+	return nil, standard("PropertyReadOnly", fmt.Sprintf("%s is read-only: guests and networks are changed by SetDefinition", r.str(1)))
 }
 
 // standardXML describes the interfaces that all objects have.
@@ -295,7 +297,7 @@ const standardXML = ` <interface name="org.freedesktop.DBus.Peer">
  </interface>
 `
 
-// introspect describes the object. What is below it, which are names of guests, is told to those only who may see guests.
+// introspect describes the object. What is below it, such as names of guests, is told to those only who may see guests.
 func (r *request) introspect(ctx context.Context, known bool) ([]any, error) {
 	var b strings.Builder
 	b.WriteString(doctype + "<node>\n")
@@ -328,6 +330,12 @@ func (r *request) children() (list []string) {
 		}
 	}
 	below(client.GuestsPath)
+	below(client.NetworksPath)
+	if r.path == client.NetworksPath {
+		for _, n := range r.Manager.ListNetworks() {
+			below(client.NetworkPath(n.Name))
+		}
+	}
 	if r.path == client.ManagerPath || r.path == client.JobsPath {
 		below(client.JobsPath)
 		for _, j := range r.Manager.Jobs().List() {

@@ -12,6 +12,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
 	"github.com/lodgehv/lodge/hypervisor/manager/job"
 	"github.com/lodgehv/lodge/hypervisor/manager/life"
+	"github.com/lodgehv/lodge/hypervisor/manager/network"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
 )
 
@@ -26,17 +27,18 @@ var (
 // errorNames are the names of errors, behind client.ErrorPrefix. The first that fits counts.
 func errorNames() []namedError {
 	return append(poolErrors(), []namedError{
-		{store.ErrName, "InvalidName"},
+		{store.ErrName, "InvalidName"}, {network.ErrName, "InvalidName"},
 		{store.ErrNotFound, "NotFound"}, {job.ErrNotFound, "NotFound"}, {manager.ErrNoSnapshot, "NotFound"},
-		{store.ErrExists, "Exists"}, {manager.ErrSnapshotExists, "Exists"},
-		{store.ErrChanged, "Changed"},
-		{store.ErrNeeded, "Needed"},
+		{network.ErrNotFound, "NotFound"}, {network.ErrNoForward, "NotFound"}, {network.ErrNoRule, "NotFound"},
+		{store.ErrExists, "Exists"}, {manager.ErrSnapshotExists, "Exists"}, {network.ErrExists, "Exists"},
+		{store.ErrChanged, "Changed"}, {network.ErrChanged, "Changed"},
+		{store.ErrNeeded, "Needed"}, {manager.ErrNetworkUsed, "Needed"}, {network.ErrBuiltIn, "Needed"},
 		{life.ErrNotNow, "NotNow"},
 		{manager.ErrBusy, "Busy"},
 		{manager.ErrKey, "KeyNeeded"},
 		{manager.ErrNoMemory, "NoMemory"},
 		{manager.ErrNoScreen, "NoScreen"},
-		{store.ErrTooMany, "TooMany"}, {job.ErrTooMany, "TooMany"}, {errTooMany, "TooMany"},
+		{store.ErrTooMany, "TooMany"}, {network.ErrTooMany, "TooMany"}, {job.ErrTooMany, "TooMany"}, {errTooMany, "TooMany"},
 		{errDenied, "NotAuthorized"},
 		{errNoSeat, "NoSeat"},
 		{manager.ErrClosed, "Closing"}, {job.ErrClosed, "Closing"},

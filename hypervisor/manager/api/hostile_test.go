@@ -62,7 +62,8 @@ func TestWrongTypes(t *testing.T) {
 	conn := r.connect()
 	paths := map[string]dbus.ObjectPath{client.ManagerInterface: client.ManagerPath, client.GuestInterface: client.GuestPath("one"),
 		client.SnapshotInterface: client.SnapshotPath("one", "s"), client.PoolInterface: client.PoolPath("default"),
-		client.ImageInterface: client.ImagePath("default", "i"), client.JobInterface: client.JobPath(1)}
+		client.ImageInterface: client.ImagePath("default", "i"), client.JobInterface: client.JobPath(1),
+		client.NetworkInterface: client.NetworkPath("default")}
 	for _, i := range interfaces() {
 		for _, m := range i.methods {
 			for _, args := range [][]any{{int64(1)}, {"a", "b", "c"}, {[]string{"a"}}, {dbus.MakeVariant("a")}, {map[string]dbus.Variant{}}} {
@@ -153,7 +154,7 @@ func TestPaths(t *testing.T) {
 		}
 	}
 	for _, path := range []dbus.ObjectPath{"/", "/org/lodgehv/Lodge1/guests/_6fne", "/org/lodgehv/Lodge1/guests/one_", "/org/lodgehv/Lodge1/guests/_2",
-		"/org/lodgehv/Lodge1/guests/_2D", "/org/lodgehv/Lodge1/jobs/0", "/org/lodgehv/Lodge1/jobs/01", "/org/lodgehv/Lodge1/jobs/99999999999999999999",
+		"/org/lodgehv/Lodge1/guests/_2D", "/org/lodgehv/Lodge1/jobs/0", "/org/lodgehv/Lodge1/networks/a/b", "/org/lodgehv/Lodge1/jobs/01", "/org/lodgehv/Lodge1/jobs/99999999999999999999",
 		"/org/lodgehv/Lodge1/guests/one/snapshots", "/org/lodgehv/Lodge1/guests/one/snapshots/a/b", "/org/lodgehv/Lodge1x"} {
 		if got := errorOf(conn, path, client.GuestInterface+".Start"); got != "UnknownObject" {
 			t.Errorf("%s: %q", path, got)

@@ -101,7 +101,7 @@ const doctype = `<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introsp
 
 // interfaces are all of ours.
 func interfaces() []*iface {
-	return []*iface{managerInterface(), guestInterface(), snapshotInterface(), poolInterface(), imageInterface(), jobInterface()}
+	return []*iface{managerInterface(), guestInterface(), snapshotInterface(), poolInterface(), imageInterface(), networkInterface(), jobInterface()}
 }
 
 // describe returns the XML of an interface, for people with what everything is for.

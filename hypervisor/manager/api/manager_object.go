@@ -12,7 +12,7 @@ import (
 )
 
 // apiVersion grows by one when something is added that a program may want to know of.
-const apiVersion uint32 = 1
+const apiVersion uint32 = 2
 
 // stopAllKind is the kind of StopAll's job.
 const stopAllKind = "stop-all"
@@ -40,7 +40,15 @@ func managerInterface() *iface {
 				doc: "Validates a definition as DefineGuest or SetDefinition would, and saves nothing.", call: checkDefinition},
 			{name: "DefineGuest", action: Define, in: []arg{{"definition", "s", maxText}}, out: []arg{{"guest", "o", 0}},
 				doc: "Adds a guest. The definition is the text of its file, lodge-guest(5).", call: defineGuest},
-			{name: "Reload", action: Define, doc: "Reads the definitions of pools and guests anew that people have edited by hand.", call: reload},
+			{name: "ListNetworks", action: View, out: []arg{{"networks", listSignature, 0}},
+				doc: "All networks, by name.", call: listNetworks},
+			{name: "GetNetwork", action: View, in: []arg{{"name", "s", 0}}, out: []arg{{"network", "o", 0}},
+				doc: "The network of that name.", call: getNetwork},
+			{name: "CheckNetwork", action: Define, in: []arg{{"definition", "s", maxText}},
+				doc: "Validates a definition as DefineNetwork or a network's SetDefinition would, and saves nothing.", call: checkNetwork},
+			{name: "DefineNetwork", action: Define, in: []arg{{"definition", "s", maxText}}, out: []arg{{"network", "o", 0}},
+				doc: "Adds a network. The definition is the text of its file.", call: defineNetwork},
+			{name: "Reload", action: Define, doc: "Reads the definitions of networks, pools and guests anew that people have edited by hand.", call: reload},
 			{name: "ListJobs", action: View, out: []arg{{"jobs", listSignature, 0}},
 				doc: "All jobs that run, and the newest of those that have ended, in the order in which they began.", call: listJobs},
 			{name: "StopAll", action: Host, out: []arg{{"job", "o", 0}},
@@ -56,6 +64,8 @@ func managerInterface() *iface {
 			{name: "GuestRemoved", args: []arg{{"guest", "o", 0}, {"name", "s", 0}}, doc: "A guest is gone."},
 			{name: "PoolAdded", args: []arg{{"pool", "o", 0}, {"name", "s", 0}}, doc: "There is a new pool."},
 			{name: "PoolRemoved", args: []arg{{"pool", "o", 0}, {"name", "s", 0}}, doc: "A pool is gone, its directory is not."},
+			{name: "NetworkAdded", args: []arg{{"network", "o", 0}, {"name", "s", 0}}, doc: "There is a new network."},
+			{name: "NetworkRemoved", args: []arg{{"network", "o", 0}, {"name", "s", 0}}, doc: "A network is gone."},
 			{name: "JobAdded", args: []arg{{"job", "o", 0}, {"kind", "s", 0}, {"object", "s", 0}}, doc: "A job has begun."},
 			{name: "Resync", doc: "Signals were lost, as there were too many: look at everything again."},
 			{name: "Unsubscribed", args: []arg{{"reason", "s", 0}},

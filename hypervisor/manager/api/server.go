@@ -14,6 +14,8 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager"
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
 	"github.com/lodgehv/lodge/hypervisor/manager/job"
+	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
 	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
 	"github.com/lodgehv/lodge/internal/ratelog"
@@ -34,6 +36,19 @@ type Manager interface {
 	VersionText(name string, number int) ([]byte, error)
 	Reload() error
 	Delete(name string) error
+
+	ListNetworks() []manager.Network
+	GetNetwork(name string) (manager.Network, error)
+	CheckNetwork(text []byte) error
+	DefineNetwork(text []byte) (string, error)
+	EditNetwork(name string, text []byte, tag string) error
+	NetworkDefinition(name string) (text []byte, tag string, err error)
+	DeleteNetwork(name string) error
+	AddForward(name string, f network.Forward) error
+	RemoveForward(name string, f network.Forward) error
+	AddRule(name string, at int, r network.Rule) error
+	RemoveRule(name string, at int) error
+	NetworkTraffic(ctx context.Context, name string) ([]usermode.GuestStatus, error)
 
 	Start(name string) (job uint64, err error)
 	Stop(name string) (job uint64, err error)
@@ -279,6 +294,9 @@ func (s *server) allow(ctx context.Context, r *request, a Action) error {
 	}
 	if r.object.Pool != "" {
 		details["pool"] = r.object.Pool
+	}
+	if r.object.Network != "" {
+		details["network"] = r.object.Network
 	}
 	return s.Auth.Allow(ctx, c, a, details)
 }

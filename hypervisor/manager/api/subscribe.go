@@ -286,10 +286,11 @@ func (l *subscribers) follow(ctx context.Context, r *request) error {
 
 // pump turns the manager's events into signals. It knows how everything was, and so what has changed.
 type pump struct {
-	s      *server
-	guests map[string]props
-	pools  map[string]props
-	jobs   map[uint64]props
+	s        *server
+	guests   map[string]props
+	pools    map[string]props
+	jobs     map[uint64]props
+	networks map[string]props
 }
 
 // newPump is called before it is known to subscribers that they are some: what they look at afterwards is no older.
@@ -300,9 +301,13 @@ func newPump(s *server) *pump {
 }
 
 func (p *pump) look() {
+	p.networks = make(map[string]props)
 	p.guests, p.pools, p.jobs = make(map[string]props), make(map[string]props), make(map[uint64]props)
 	for _, o := range p.s.Manager.Pools() {
 		p.pools[o.Name] = poolProps(&o)
+	}
+	for _, n := range p.s.Manager.ListNetworks() {
+		p.networks[n.Name] = p.s.networkProps(&n)
 	}
 	for _, g := range p.s.Manager.List() {
 		p.guests[g.Name] = p.s.guestProps(&g)
@@ -341,6 +346,11 @@ func (p *pump) event(e *manager.Event) {
 		p.pool(e.Name)
 	case e.Kind == manager.ImagesChanged:
 		send(client.PoolPath(e.Name), client.PoolInterface, "ImagesChanged")
+	case e.Kind == manager.NetworkChanged && e.Network != nil:
+		p.network(e.Network)
+	case e.Kind == manager.NetworkDeleted:
+		delete(p.networks, e.Name)
+		send(client.ManagerPath, client.ManagerInterface, "NetworkRemoved", client.NetworkPath(e.Name), e.Name)
 	case e.Kind == manager.JobChanged && e.Job != nil:
 		p.job(e.Job)
 	}
@@ -361,6 +371,18 @@ func (p *pump) guest(g *manager.Guest) {
 	}
 	if _, ok := changed["State"]; ok {
 		send(path, client.GuestInterface, "StateChanged", string(g.State), text(g.Note, maxErrorText))
+	}
+}
+
+func (p *pump) network(n *manager.Network) {
+	send, path := p.s.subs.sendAll, client.NetworkPath(n.Name)
+	now := p.s.networkProps(n)
+	old, known := p.networks[n.Name]
+	p.networks[n.Name] = now
+	if !known {
+		send(client.ManagerPath, client.ManagerInterface, "NetworkAdded", path, n.Name)
+	} else if changed := difference(old, now); len(changed) > 0 {
+		send(path, propertiesInterface, "PropertiesChanged", client.NetworkInterface, changed, []string{})
 	}
 }
 

@@ -97,8 +97,10 @@ type Process struct {
 const (
 	firstFile = 3 // after the standard ones
 	maxFiles  = 256
-	initName  = "lodge-cell-init" // what the init is called in a list of processes
 )
+
+// InitName is what a cell's init calls itself, in a list of processes, until it executes the program.
+const InitName = "lodge-cell-init"
 
 // startLimit bounds how long the init may take. It waits for nothing.
 const startLimit = 30 * time.Second
@@ -176,7 +178,7 @@ func start(ctx context.Context, s *Spec) (*Process, error) {
 	} else {
 		lacks = append(lacks, Lack{"control group", "none was given"})
 	}
-	p, err := os.StartProcess("/proc/self/exe", []string{initName, strconv.Itoa(len(s.Files))}, &os.ProcAttr{Files: files, Env: []string{}, Sys: attr})
+	p, err := os.StartProcess("/proc/self/exe", []string{InitName, strconv.Itoa(len(s.Files))}, &os.ProcAttr{Files: files, Env: []string{}, Sys: attr})
 	if err != nil {
 		return nil, explain(err, o.User)
 	}

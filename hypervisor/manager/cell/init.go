@@ -16,7 +16,7 @@ import (
 // RunInit does the work of a cell's init if this process is one, and never returns then. A program that uses Start calls it
 // first of all, with os.Args.
 func RunInit(args []string) {
-	if len(args) != 2 || args[0] != initName || os.Getpid() != 1 {
+	if len(args) != 2 || args[0] != InitName || os.Getpid() != 1 {
 		return
 	}
 	runtime.LockOSThread() // what it gives up is the thread's that executes the program

@@ -14,7 +14,7 @@ import (
 type Event struct {
 	Name   string // such as "StateChanged", docs/api
 	Object Object // what it is about
-	// Of "GuestAdded" and "GuestRemoved", and the same of pools, Object has the name; of "StateChanged" State and Text, the
+	// Of "GuestAdded" and "GuestRemoved", and the same of pools and networks, Object has the name; of "StateChanged" State and Text, the
 	// note; of "Step" Text; of "Log" Text is the log's name and Data what was written to it; of "Ended" State and Text, the
 	// message; of "SpaceChanged" Text is the level.
 	State, Text string
@@ -104,6 +104,8 @@ func event(s *dbus.Signal) Event {
 		e.Object.Pool = str(1)
 	case "SpaceChanged":
 		e.Text = str(0)
+	case "NetworkAdded", "NetworkRemoved":
+		e.Object.Network = str(1)
 	case "JobAdded":
 		if len(s.Body) > 0 {
 			path, _ := s.Body[0].(dbus.ObjectPath)

@@ -17,6 +17,7 @@ const (
 	PoolInterface     = BusName + ".Pool"
 	ImageInterface    = BusName + ".Image"
 	JobInterface      = BusName + ".Job"
+	NetworkInterface  = BusName + ".Network"
 
 	// ErrorPrefix is what the names of its errors begin with.
 	ErrorPrefix = BusName + ".Error."
@@ -28,6 +29,7 @@ const (
 	GuestsPath    dbus.ObjectPath = ManagerPath + "/guests"
 	PoolsPath     dbus.ObjectPath = ManagerPath + "/pools"
 	JobsPath      dbus.ObjectPath = ManagerPath + "/jobs"
+	NetworksPath  dbus.ObjectPath = ManagerPath + "/networks"
 	snapshotsPart                 = "snapshots"
 	imagesPart                    = "images"
 )
@@ -48,6 +50,9 @@ func ImagePath(pool, image string) dbus.ObjectPath {
 	return PoolPath(pool) + "/" + imagesPart + "/" + label(image)
 }
 
+// NetworkPath returns the path of a network's object.
+func NetworkPath(network string) dbus.ObjectPath { return NetworksPath + "/" + label(network) }
+
 // JobPath returns the path of a job's object.
 func JobPath(id uint64) dbus.ObjectPath { return JobsPath + dbus.ObjectPath(fmt.Sprintf("/%d", id)) }
 
@@ -56,6 +61,7 @@ type Object struct {
 	Guest, Snapshot string
 	Pool, Image     string
 	Job             uint64
+	Network         string
 }
 
 // ParsePath returns what path names, and whether it is the path of an object, which need not exist.
@@ -72,6 +78,10 @@ func ParsePath(path dbus.ObjectPath) (o Object, ok bool) {
 	}
 	if pool, isPool := strings.CutPrefix(rest, "/pools/"); isPool {
 		o.Pool, o.Image, ok = parseNested(pool, imagesPart)
+		return o, ok
+	}
+	if name, isNetwork := strings.CutPrefix(rest, "/networks/"); isNetwork {
+		o.Network, ok = unlabel(name)
 		return o, ok
 	}
 	rest, ok = strings.CutPrefix(rest, "/guests/")

@@ -164,27 +164,19 @@ func (n *Network) checkRules(fail func(key, format string, args ...any)) {
 	}
 }
 
-// Together reports what networks cannot have in common: a name, addresses, ports of the host's, an uplink.
-func Together(networks []*Network) error {
+// together reports what n cannot have in common with another network: addresses, ports of the host's, an uplink.
+func (n *Network) together(o *Network, fault fault) error {
 	var errs []error
-	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	for i, n := range networks {
-		for _, o := range networks[:i] {
-			if n.Name == o.Name {
-				fail("two networks are called %q: rename one", n.Name)
-				continue
-			}
-			if n.Subnet.IsValid() && o.Subnet.IsValid() && n.Subnet.Overlaps(o.Subnet) {
-				fail("network %q: subnet %v overlaps %v of network %q: choose another", n.Name, n.Subnet, o.Subnet, o.Name)
-			}
-			if n.Uplink != "" && n.Uplink == o.Uplink {
-				fail("network %q: uplink %s is also network %q's: an interface can be in one bridge", n.Name, n.Uplink, o.Name)
-			}
-			for _, f := range n.Forwards {
-				if slices.ContainsFunc(o.Forwards, func(g Forward) bool { return collide(f, g) }) {
-					fail("network %q: forward: %s %v is also used by network %q: choose another port", n.Name, f.Protocol, f.Listen, o.Name)
-				}
-			}
+	fail := func(key, format string, args ...any) { errs = append(errs, fault(key, format, args...)) }
+	if n.Subnet.IsValid() && o.Subnet.IsValid() && n.Subnet.Overlaps(o.Subnet) {
+		fail("subnet", "subnet %v overlaps %v of network %q: choose another", n.Subnet, o.Subnet, o.Name)
+	}
+	if n.Uplink != "" && n.Uplink == o.Uplink {
+		fail("uplink", "uplink %s is also network %q's: an interface can be in one bridge", n.Uplink, o.Name)
+	}
+	for i, f := range n.Forwards {
+		if slices.ContainsFunc(o.Forwards, func(g Forward) bool { return collide(f, g) }) {
+			fail(fmt.Sprintf("forward[%d].listen", i), "forward: %s %v is also used by network %q: choose another port", f.Protocol, f.Listen, o.Name)
 		}
 	}
 	return errors.Join(errs...)
@@ -214,7 +206,7 @@ func (n *Network) CheckGuests(guests []Guest) error {
 		if n.Kind == Bridged {
 			continue
 		}
-		if !n.Subnet.Contains(g.Address) || g.Address == n.Subnet.Addr() || g.Address == n.Broadcast() {
+		if g.Address != n.Gateway() && !n.isGuest(g.Address) {
 			fail("address %v: not one of subnet %v", g.Address, n.Subnet)
 		} else if other, taken := addresses[g.Address]; taken {
 			fail("address %v is that of %s too", g.Address, other)

@@ -27,7 +27,7 @@ const (
 // Helper reports whether a network of this kind is carried by a process of its own (lodge-net).
 func (k Kind) Helper() bool { return k == User || k == Isolated }
 
-// Network is one network, as people describe it. docs/network.md explains the keys.
+// Network is one network, as people describe it. lodge-network(5) explains the keys.
 type Network struct {
 	Name   string       `toml:"name"`             // up to 9 letters, digits and '-': "lodge-" and it name an interface
 	Kind   Kind         `toml:"kind"`             //
@@ -103,6 +103,11 @@ func (n *Network) size() uint32 { return 1 << (32 - n.Subnet.Bits()) }
 // Broadcast returns the subnet's last address.
 func (n *Network) Broadcast() netip.Addr { return n.offset(n.size() - 1) }
 
+// isGuest reports whether a guest can have the address a.
+func (n *Network) isGuest(a netip.Addr) bool {
+	return n.Subnet.Contains(a) && a != n.Subnet.Addr() && a != n.Gateway() && a != n.Broadcast()
+}
+
 // firstGuest is the first address that a guest can have: behind the subnet's own and the gateway's.
 const firstGuest = 2
 
@@ -127,13 +132,22 @@ func (n *Network) Assign(mac MAC, taken func(netip.Addr) bool) (netip.Addr, erro
 
 // Parse validates b, the content of a file that errors call name. The error is a join of *definition.Error.
 func Parse(name string, b []byte) (*Network, error) {
+	n, _, err := parse(name, b)
+	return n, err
+}
+
+// parse is Parse that also tells where the keys are.
+func parse(name string, b []byte) (*Network, *definition.Keys, error) {
 	n := &Network{}
-	keys, err := definition.Decode(name, "docs/network.md", b, n)
+	keys, err := definition.Decode(name, "lodge-network(5)", b, n)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	n.complete()
-	return n, n.check(func(key, format string, args ...any) error { return keys.Fault(key, format, args...) })
+	if err := n.check(keys.Fault); err != nil {
+		return nil, nil, err
+	}
+	return n, keys, nil
 }
 
 // Validate is what Parse checks, for a network that comes from elsewhere.

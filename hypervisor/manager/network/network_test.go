@@ -93,34 +93,6 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-func TestTogether(t *testing.T) {
-	network := func(name, subnet, listen string) *Network {
-		return &Network{Name: name, Kind: User, Subnet: netip.MustParsePrefix(subnet),
-			Forwards: []Forward{{TCP, netip.MustParseAddrPort(listen), "g", 80}}}
-	}
-	a := network("a", "10.0.0.0/24", "127.0.0.1:80")
-	tests := []struct {
-		other *Network
-		want  string // "" if they go together
-	}{
-		{network("b", "10.0.1.0/24", "127.0.0.1:81"), ""},
-		{network("b", "10.0.1.0/24", "127.0.0.2:80"), ""},
-		{network("a", "10.0.1.0/24", "127.0.0.1:81"), "called"},
-		{network("b", "10.0.0.0/16", "127.0.0.1:81"), "overlaps"},
-		{network("b", "10.0.1.0/24", "0.0.0.0:80"), "also used"},
-	}
-	for _, tt := range tests {
-		err := Together([]*Network{a, tt.other})
-		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%v: %v, want %q", tt.other, err, tt.want)
-		}
-	}
-	up := []*Network{{Name: "a", Kind: Bridged, Uplink: "eth0"}, {Name: "b", Kind: Bridged, Uplink: "eth0"}}
-	if err := Together(up); err == nil {
-		t.Error("two bridges with one uplink")
-	}
-}
-
 // The same card gets the same address, all get different ones, and in the end there is none left.
 func TestAssign(t *testing.T) {
 	n := &Network{Name: "a", Kind: User, Subnet: netip.MustParsePrefix("10.0.0.0/28")}

@@ -79,7 +79,19 @@ var advice = map[string]string{
 	"socket": "give each its own, or leave it out",
 }
 
-// crossCheck reports what of g does not go together with the other guests. file is what errors call its file.
+// check reports what of g does not go together with the other guests, and which of its networks are not there. file is what errors
+// call g's file.
+func (s *Store) check(file string, g *Guest, others map[string]*Guest) error {
+	errs := []error{crossCheck(file, g, others)}
+	for i, n := range g.NICs {
+		if n.Network != "" && s.cfg.Network != nil && !s.cfg.Network(n.Network) {
+			errs = append(errs, g.Fault(file, fmt.Sprintf("nic[%d].network", i),
+				"nic %q: there is no network %q: define it first, or correct the name", n.Name, n.Network))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func crossCheck(file string, g *Guest, others map[string]*Guest) error {
 	taken := make(map[string]string)
 	for name, o := range others {

@@ -10,6 +10,7 @@ import (
 	"unicode"
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/internal/deffile"
 )
 
 // Guest is a guest as its file defines it: a machine, which the keys of lodge-vmm(1) describe, and what the manager is to know.
@@ -121,7 +122,7 @@ func Parse(file, dir string, s Sockets, images Images, b []byte) (*Guest, error)
 	}
 	var faults []fault // of what is prepared before it can be told
 	err := definition.ParseExtended(file, dir, b, definition.Extension{
-		Into: g, Definition: &g.Definition, Manual: "lodge-guest(5)",
+		Into: g, Definition: &g.Definition, Manual: "lodge-guest(5)", Networks: true,
 		Prepare: func() {
 			g.place(s)
 			g.placeDisks(s, images, func(key, format string, args ...any) { faults = append(faults, fault{key, format, args}) })
@@ -162,14 +163,19 @@ func (g *Guest) place(s Sockets) {
 }
 
 func (g *Guest) check(file string, s Sockets, fail func(key, format string, args ...any)) {
-	if base := strings.TrimSuffix(filepath.Base(file), suffix); definition.IsName(g.Name) && g.Name != base {
-		fail("name", "name %q: the file is called %s%s: use one name for both", g.Name, base, suffix)
+	if base := strings.TrimSuffix(filepath.Base(file), deffile.Suffix); definition.IsName(g.Name) && g.Name != base {
+		fail("name", "name %q: the file is called %s%s: use one name for both", g.Name, base, deffile.Suffix)
 	}
 	if g.Control != filepath.Join(s.Run, "control.sock") {
 		fail("control", "control: the manager chooses that socket: leave it out")
 	}
 	if g.Serial.Mode == "stdio" {
 		fail("serial.mode", "serial: a guest of the manager has no terminal: leave mode out, which keeps a log and lets one type")
+	}
+	for i, n := range g.NICs {
+		if n.Network != "" && slices.ContainsFunc(g.NICs[:i], func(o definition.NIC) bool { return o.Network == n.Network }) {
+			fail(fmt.Sprintf("nic[%d].network", i), "nic %q: another card is on network %q too: a guest has one card on a network", n.Name, n.Network)
+		}
 	}
 	g.checkLooks(fail)
 	g.checkOrder(fail)

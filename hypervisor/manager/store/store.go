@@ -1,11 +1,8 @@
 package store
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -14,10 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/internal/deffile"
 )
 
 // Errors that a caller may want to tell apart. What is returned says which guest it is about.
@@ -31,12 +28,8 @@ var (
 )
 
 const (
-	suffix    = ".toml"
-	tmpPrefix = ".lodge-new-" // of files that are not whole yet
-
 	maxGuests   = 256
-	maxText     = 1 << 20 // bytes of a definition
-	maxVersions = 10      // that are kept beside the current one
+	maxVersions = 10 // that are kept beside the current one
 )
 
 // Config says where things are.
@@ -44,6 +37,7 @@ type Config struct {
 	Dir      string                    // of the definitions
 	Versions string                    // of the versions before them, a directory each
 	Sockets  func(name string) Sockets // of a guest
+	Network  func(name string) bool    // reports whether there is a network of that name; nil: any may be
 	Images   Images                    // nil: there are no pools
 }
 
@@ -80,7 +74,7 @@ func Open(cfg Config) (*Store, error) {
 		dirs = append(dirs, filepath.Join(cfg.Versions, g.Name()))
 	}
 	for _, dir := range dirs {
-		if err := removeTemporary(dir); err != nil {
+		if err := deffile.RemoveTemporary(dir); err != nil {
 			return nil, fmt.Errorf("definitions: %w", err)
 		}
 	}
@@ -88,21 +82,7 @@ func Open(cfg Config) (*Store, error) {
 	return s, err
 }
 
-// removeTemporary removes files that are not whole. Nobody else writes any: there is one manager.
-func removeTemporary(dir string) error {
-	files, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		if strings.HasPrefix(f.Name(), tmpPrefix) {
-			err = errors.Join(err, os.Remove(filepath.Join(dir, f.Name())))
-		}
-	}
-	return err
-}
-
-func (s *Store) file(name string) string { return filepath.Join(s.cfg.Dir, name+suffix) }
+func (s *Store) file(name string) string { return filepath.Join(s.cfg.Dir, name+deffile.Suffix) }
 
 func (s *Store) parse(name string, text []byte) (*Guest, error) {
 	return Parse(s.file(name), s.cfg.Dir, s.cfg.Sockets(name), s.cfg.Images, text)
@@ -119,7 +99,7 @@ func (s *Store) Reload() (changed []string, err error) {
 	}
 	fresh := make(map[string]*entry)
 	for _, f := range files {
-		name, ok := strings.CutSuffix(f.Name(), suffix)
+		name, ok := strings.CutSuffix(f.Name(), deffile.Suffix)
 		if !ok || !definition.IsName(name) {
 			continue // an editor's backup, or a README
 		}
@@ -127,7 +107,7 @@ func (s *Store) Reload() (changed []string, err error) {
 			return nil, fmt.Errorf("definitions: %w in %s: at most %d are possible", ErrTooMany, s.cfg.Dir, maxGuests)
 		}
 		e := &entry{}
-		if e.text, e.err = readFile(filepath.Join(s.cfg.Dir, f.Name())); e.err == nil {
+		if e.text, e.err = deffile.Read(filepath.Join(s.cfg.Dir, f.Name())); e.err == nil {
 			e.guest, e.err = s.parse(name, e.text)
 		}
 		fresh[name] = e
@@ -189,7 +169,7 @@ func (s *Store) settle(fresh map[string]*entry) {
 				}
 			}
 		}
-		if err := crossCheck(s.file(name), g, others); err != nil {
+		if err := s.check(s.file(name), g, others); err != nil {
 			fault(name, err)
 			continue
 		}
@@ -208,27 +188,6 @@ func (s *Store) settle(fresh map[string]*entry) {
 			}
 		}
 	}
-}
-
-// readFile reads a definition. A pipe or a device in its place is not waited for.
-func readFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, &definition.Error{File: path, Msg: "not a regular file: put the definition there"}
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxText+1))
-	if err == nil && len(b) > maxText {
-		err = &definition.Error{File: path, Msg: fmt.Sprintf("more than %d bytes: a definition is a text of a few lines", maxText)}
-	}
-	return b, err
 }
 
 // List returns all guests whose definitions are valid, by name.
@@ -286,13 +245,7 @@ func (s *Store) Text(name string) (text []byte, tag string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	return slices.Clone(e.text), Tag(e.text), nil
-}
-
-// Tag returns the tag that a definition of that text has.
-func Tag(text []byte) string {
-	h := sha256.Sum256(text)
-	return hex.EncodeToString(h[:16])
+	return slices.Clone(e.text), deffile.Tag(e.text), nil
 }
 
 // Check validates a definition as Define does, or as Edit does if there is a guest of its name, and saves nothing.
@@ -309,8 +262,8 @@ func (s *Store) Check(text []byte) error {
 
 // nameIn returns the name of the guest that text defines.
 func nameIn(text []byte) (string, error) {
-	if len(text) > maxText {
-		return "", &definition.Error{File: "definition", Msg: fmt.Sprintf("more than %d bytes: a definition is a text of a few lines", maxText)}
+	if len(text) > deffile.MaxText {
+		return "", deffile.TooLong("definition")
 	}
 	name := definition.NameIn(text)
 	if !definition.IsName(name) {
@@ -332,7 +285,7 @@ func (s *Store) validate(name string, text []byte) (*Guest, error) {
 			others[n] = e.guest
 		}
 	}
-	return g, crossCheck(s.file(name), g, others)
+	return g, s.check(s.file(name), g, others)
 }
 
 // Define adds a guest.
@@ -354,7 +307,7 @@ func (s *Store) Define(text []byte) (*Guest, error) {
 		return nil, err
 	}
 	// A file that somebody has put there since the last Reload is not replaced.
-	if err := publish(s.cfg.Dir, name+suffix, text, os.Link); err != nil {
+	if err := deffile.Publish(s.cfg.Dir, name+deffile.Suffix, text, os.Link); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("%w: %s: reload, and edit that one", ErrExists, name)
 		}
@@ -373,11 +326,11 @@ func (s *Store) Edit(name string, text []byte, tag string) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	onDisk, err := readFile(s.file(name))
+	onDisk, err := deffile.Read(s.file(name))
 	if err != nil {
 		return nil, fmt.Errorf("guest %s: %w", name, err)
 	}
-	if tag != "" && (tag != Tag(old.text) || string(onDisk) != string(old.text)) {
+	if tag != "" && (tag != deffile.Tag(old.text) || string(onDisk) != string(old.text)) {
 		return nil, fmt.Errorf("guest %s: %w", name, ErrChanged)
 	}
 	if n, err := nameIn(text); err != nil {
@@ -396,7 +349,7 @@ func (s *Store) Edit(name string, text []byte, tag string) (*Guest, error) {
 	if err := s.keep(name, onDisk); err != nil {
 		return nil, err
 	}
-	if err := publish(s.cfg.Dir, name+suffix, text, os.Rename); err != nil {
+	if err := deffile.Publish(s.cfg.Dir, name+deffile.Suffix, text, os.Rename); err != nil {
 		return nil, err
 	}
 	s.entries[name] = &entry{text: slices.Clone(text), guest: g}
@@ -416,7 +369,7 @@ func (s *Store) Delete(name string) error {
 			return fmt.Errorf("guest %s: %w: %s does: edit that one first", name, ErrNeeded, n)
 		}
 	}
-	if len(e.text) <= maxText {
+	if len(e.text) <= deffile.MaxText {
 		if err := s.keep(name, e.text); err != nil {
 			return err
 		}
@@ -425,36 +378,7 @@ func (s *Store) Delete(name string) error {
 		return fmt.Errorf("guest %s: %w", name, err)
 	}
 	delete(s.entries, name)
-	return syncDir(s.cfg.Dir)
-}
-
-// publish makes the file dir/name with that content, by rename or link: at any moment it is as before or whole, and when
-// publish returns it stays so.
-func publish(dir, name string, text []byte, how func(from, to string) error) (err error) {
-	f, err := os.CreateTemp(dir, tmpPrefix)
-	if err != nil {
-		return fmt.Errorf("save %s: %w", name, err)
-	}
-	defer os.Remove(f.Name()) // gone already after a rename
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = how(f.Name(), filepath.Join(dir, name))
-	}
-	if err != nil {
-		return fmt.Errorf("save %s: %w", name, err)
-	}
-	return syncDir(dir)
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return deffile.SyncDir(s.cfg.Dir)
 }
 
 // Version is an earlier definition of a guest.
@@ -478,7 +402,7 @@ func (s *Store) Versions(name string) ([]Version, error) {
 	}
 	var list []Version
 	for _, f := range files {
-		base, ok := strings.CutSuffix(f.Name(), suffix)
+		base, ok := strings.CutSuffix(f.Name(), deffile.Suffix)
 		n, err := strconv.Atoi(base)
 		if st, e := f.Info(); ok && err == nil && e == nil && n > 0 {
 			list = append(list, Version{n, st.ModTime(), st.Size()})
@@ -493,7 +417,7 @@ func (s *Store) VersionText(name string, number int) ([]byte, error) {
 	if !definition.IsName(name) {
 		return nil, fmt.Errorf("%w: %.80q", ErrName, name)
 	}
-	b, err := readFile(filepath.Join(s.cfg.Versions, name, strconv.Itoa(number)+suffix))
+	b, err := deffile.Read(filepath.Join(s.cfg.Versions, name, strconv.Itoa(number)+deffile.Suffix))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: version %d of %s", ErrNotFound, number, name)
 	}
@@ -517,13 +441,13 @@ func (s *Store) keep(name string, text []byte) error {
 			return nil // a change that was interrupted after this step
 		}
 	}
-	if err := publish(dir, strconv.Itoa(next)+suffix, text, os.Rename); err != nil {
+	if err := deffile.Publish(dir, strconv.Itoa(next)+deffile.Suffix, text, os.Rename); err != nil {
 		return fmt.Errorf("guest %s: versions: %w", name, err)
 	}
 	for i, v := range list {
 		if i >= maxVersions-1 {
-			err = errors.Join(err, os.Remove(filepath.Join(dir, strconv.Itoa(v.Number)+suffix)))
+			err = errors.Join(err, os.Remove(filepath.Join(dir, strconv.Itoa(v.Number)+deffile.Suffix)))
 		}
 	}
-	return errors.Join(err, syncDir(s.cfg.Versions))
+	return errors.Join(err, deffile.SyncDir(s.cfg.Versions))
 }

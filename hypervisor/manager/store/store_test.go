@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
+	"github.com/lodgehv/lodge/internal/deffile"
 )
 
 func TestMain(m *testing.M) {
@@ -30,6 +31,7 @@ func config(dir string) Config {
 		Sockets: func(name string) Sockets {
 			return Sockets{Run: filepath.Join("/run/lodge", name), Logs: filepath.Join("/log", name)}
 		},
+		Network: func(name string) bool { return name == "default" },
 	}
 }
 
@@ -138,13 +140,17 @@ func TestErrors(t *testing.T) {
 		lines []string
 		want  string
 	}{
-		"unknown":     {[]string{"colour = 1"}, `:4: unknown key "colour": see lodge-guest(5)`},
-		"type":        {[]string{`slot = "one"`}, ":4: slot: a value of type string"},
-		"slot":        {[]string{"slot = 10"}, ":4: slot = 10: 1 to 9"},
-		"taken slot":  {[]string{"slot = 1"}, ":4: slot 1 is also guest net's: give each guest its own"},
-		"taken uuid":  {[]string{`uuid = "0F1E2D3C-4b5a-6978-8796-a5b4c3d2e1f0"`}, ":4: uuid 0f1e2d3c"},
-		"taken mac":   {[]string{"[[nic]]", `name = "a"`, `mac = "52-54-00-00-00-01"`, `socket = "/s"`}, ":6: mac 52:54:00:00:00:01 is also guest net's"},
-		"taken tap":   {[]string{"[[nic]]", `name = "a"`, `tap = "tap0"`}, ":6: tap tap0 is also guest net's"},
+		"unknown":    {[]string{"colour = 1"}, `:4: unknown key "colour": see lodge-guest(5)`},
+		"type":       {[]string{`slot = "one"`}, ":4: slot: a value of type string"},
+		"slot":       {[]string{"slot = 10"}, ":4: slot = 10: 1 to 9"},
+		"taken slot": {[]string{"slot = 1"}, ":4: slot 1 is also guest net's: give each guest its own"},
+		"taken uuid": {[]string{`uuid = "0F1E2D3C-4b5a-6978-8796-a5b4c3d2e1f0"`}, ":4: uuid 0f1e2d3c"},
+		"taken mac":  {[]string{"[[nic]]", `name = "a"`, `mac = "52-54-00-00-00-01"`, `socket = "/s"`}, ":6: mac 52:54:00:00:00:01 is also guest net's"},
+		"taken tap":  {[]string{"[[nic]]", `name = "a"`, `tap = "tap0"`}, ":6: tap tap0 is also guest net's"},
+		"no network": {[]string{"[[nic]]", `name = "a"`, `network = "lab"`}, `:6: nic "a": there is no network "lab": define it first`},
+		"two cards": {[]string{"[[nic]]", `name = "a"`, `network = "default"`, "[[nic]]", `name = "b"`, `network = "default"`},
+			`:9: nic "b": another card is on network "default" too`},
+		"two ways":    {[]string{"[[nic]]", `name = "a"`, `network = "default"`, `tap = "t"`}, `:4: nic "a": set exactly one of network, tap and socket`},
 		"taken cid":   {[]string{"[vsock]", "cid = 9"}, ":5: vsock cid 9 is also guest net's"},
 		"taken disk":  {[]string{"[[disk]]", `name = "d"`, `path = "/x/../root.img"`}, ":6: disk /root.img is also guest net's: make it readonly in both"},
 		"disk twice":  {[]string{"[[disk]]", `name = "a"`, `path = "/d"`, "[[disk]]", `name = "b"`, `path = "/d"`}, ":9: disk /d is there twice"},
@@ -291,11 +297,11 @@ func TestReload(t *testing.T) {
 	write("other.toml", guest("name"))
 	write("fine.toml", guest("fine", `depends = ["good"]`))
 	write("fine.toml~", guest("fine"))
-	write(tmpPrefix+"123", nil)
+	write(deffile.TmpPrefix+"123", nil)
 	if err := os.Mkdir(filepath.Join(cfg.Versions, "gone"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	version := filepath.Join(cfg.Versions, "gone", tmpPrefix+"123")
+	version := filepath.Join(cfg.Versions, "gone", deffile.TmpPrefix+"123")
 	if err := os.WriteFile(version, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -345,7 +351,7 @@ func TestReload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{filepath.Join(cfg.Dir, tmpPrefix+"123"), version} {
+	for _, file := range []string{filepath.Join(cfg.Dir, deffile.TmpPrefix+"123"), version} {
 		if _, err := os.Stat(file); err == nil {
 			t.Errorf("half a file was left: %s", file)
 		}
@@ -402,7 +408,7 @@ func TestKilled(t *testing.T) {
 		if list, err := s.Versions("a"); err != nil || len(list) > maxVersions+1 {
 			t.Errorf("%d versions, %v", len(list), err)
 		}
-		if left, _ := filepath.Glob(filepath.Join(dir, "versions", "*", tmpPrefix+"*")); left != nil {
+		if left, _ := filepath.Glob(filepath.Join(dir, "versions", "*", deffile.TmpPrefix+"*")); left != nil {
 			t.Errorf("left over: %v", left)
 		}
 	}

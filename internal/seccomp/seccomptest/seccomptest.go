@@ -146,7 +146,7 @@ var looked = map[uintptr][3]bool{
 	unix.SYS_IOCTL: {1: true}, unix.SYS_FCNTL: {1: true}, unix.SYS_PRCTL: {0: true}, unix.SYS_CLONE: {0: true},
 	unix.SYS_SECCOMP: {0: true, 1: true}, unix.SYS_TGKILL: {0: true}, unix.SYS_KILL: {0: true},
 	unix.SYS_MMAP: {2: true}, unix.SYS_MPROTECT: {2: true},
-	unix.SYS_SOCKET: {0: true, 1: true, 2: true}, unix.SYS_SETSOCKOPT: {1: true, 2: true}, unix.SYS_GETSOCKOPT: {1: true, 2: true},
+	unix.SYS_SOCKETPAIR: {0: true}, unix.SYS_SOCKET: {0: true, 1: true, 2: true}, unix.SYS_SETSOCKOPT: {1: true, 2: true}, unix.SYS_GETSOCKOPT: {1: true, 2: true},
 }
 
 func (tr *Trace) note(c Call, narrow bool) {

@@ -70,6 +70,9 @@ func (h *Host) Up(n *network.Network, guests []network.Guest) error {
 			err = setAddress(n, b)
 		}
 		if err == nil {
+			err = setNeighbours(b, guests)
+		}
+		if err == nil {
 			err = h.forwardIPv4()
 		}
 	}
@@ -143,6 +146,28 @@ func setAddress(n *network.Network, b netlink.Link) error {
 	}
 	if err := netlink.AddrReplace(b, &netlink.Addr{IPNet: want}); err != nil {
 		return fmt.Errorf("address %v of %s: %w", want, b.Attrs().Name, err)
+	}
+	return nil
+}
+
+// setNeighbours tells the kernel which card has which address: it asks nobody then, nor believes anybody.
+func setNeighbours(b netlink.Link, guests []network.Guest) error {
+	have, err := netlink.NeighList(b.Attrs().Index, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("neighbours of %s: %w", b.Attrs().Name, err)
+	}
+	for _, k := range have {
+		if !slices.ContainsFunc(guests, func(g network.Guest) bool { return k.IP.Equal(g.Address.AsSlice()) }) {
+			if err := netlink.NeighDel(&k); err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("remove neighbour %v of %s: %w", k.IP, b.Attrs().Name, err)
+			}
+		}
+	}
+	for _, g := range guests {
+		if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: b.Attrs().Index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
+			IP: g.Address.AsSlice(), HardwareAddr: g.MAC[:]}); err != nil {
+			return fmt.Errorf("neighbour %v of %s: %w", g.Address, b.Attrs().Name, err)
+		}
 	}
 	return nil
 }
@@ -269,6 +294,19 @@ func (h *Host) RemoveTap(n *network.Network, mac network.MAC) error {
 		return fmt.Errorf("network %q: tap %s: %w", n.Name, TapName(mac), err)
 	}
 	return nil
+}
+
+// Traffic returns what has gone over the tap of a card, as its guest sees it.
+func (h *Host) Traffic(n *network.Network, mac network.MAC) (sent, sentBytes, received, receivedBytes, dropped uint64, err error) {
+	l, err := find(TapName(mac), n.Name)
+	if err != nil {
+		return 0, 0, 0, 0, 0, err
+	}
+	if l == nil || l.Attrs().Statistics == nil {
+		return 0, 0, 0, 0, 0, nil
+	}
+	s := l.Attrs().Statistics
+	return s.RxPackets, s.RxBytes, s.TxPackets, s.TxBytes, s.RxDropped + s.TxDropped, nil
 }
 
 // Down removes all of the network: its taps, bridge and tables. An uplink is let go. When no nat network is left, IPv4 forwarding

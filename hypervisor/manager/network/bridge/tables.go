@@ -117,7 +117,8 @@ const (
 	ipv4Dest     = 16
 	arpSenderMAC = 8 // RFC 826, for Ethernet and IPv4
 	arpSenderIP  = 14
-	portDest     = 2 // of TCP and UDP
+	portDest     = 2      // of TCP and UDP
+	dhcpClient   = 8 + 28 // chaddr of DHCP in UDP, RFC 2131 §2
 )
 
 // rule adds a rule of all parts.
@@ -146,9 +147,12 @@ func addEntry(c *nftables.Conn, t *nftables.Table, guests []network.Guest) {
 		rule(c, own, arp, isNot(field(expr.PayloadBaseNetworkHeader, arpSenderMAC, 6), g.MAC[:]), only(drop()))
 		rule(c, own, arp, is(network4(arpSenderIP), g.Address.AsSlice()), only(accept()))
 		rule(c, own, arp, is(network4(arpSenderIP), make([]byte, 4)), only(accept())) // a probe, RFC 5227
+		toDHCP := append(is(meta(expr.MetaKeyL4PROTO), []byte{unix.IPPROTO_UDP}),
+			is(field(expr.PayloadBaseTransportHeader, portDest, 2), []byte{0, 67})...)
+		rule(c, own, etherType(unix.ETH_P_IP), toDHCP, isNot(field(expr.PayloadBaseTransportHeader, dhcpClient, 6), g.MAC[:]), only(drop()))
 		rule(c, own, etherType(unix.ETH_P_IP), is(network4(ipv4Source), g.Address.AsSlice()), only(accept()))
 		rule(c, own, etherType(unix.ETH_P_IP), is(network4(ipv4Source), make([]byte, 4)), is(network4(ipv4Dest), []byte{255, 255, 255, 255}),
-			is(meta(expr.MetaKeyL4PROTO), []byte{unix.IPPROTO_UDP}), is(field(expr.PayloadBaseTransportHeader, portDest, 2), []byte{0, 67}), only(accept()))
+			toDHCP, only(accept()))
 		rule(c, own, only(drop()))
 	}
 }

@@ -41,10 +41,6 @@ func (p *port) inputDHCP(message []byte) {
 	if reply == nil {
 		return
 	}
-	if reply.MessageType() == dhcpv4.MessageTypeAck {
-		now := time.Now()
-		p.given.Store(&now)
-	}
 	dst := p.guest.MAC
 	if request.IsBroadcast() {
 		dst = network.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
@@ -53,8 +49,55 @@ func (p *port) inputDHCP(message []byte) {
 		netip.AddrPortFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), dhcpClientPort), reply.ToBytes()))
 }
 
+// serveDHCP answers what comes over c, a socket on the bridge of a nat network, until that is closed. The kernel's firewall has seen
+// to it that each guest asks for its own card, and its neighbour table knows which address is whose.
+func (n *Net) serveDHCP(c net.PacketConn) {
+	buf := make([]byte, maxDatagram)
+	for {
+		k, _, err := c.ReadFrom(buf)
+		if err != nil {
+			if n.ctx.Err() == nil {
+				n.log.Error("DHCP has ended", "reason", err)
+			}
+			return
+		}
+		request, err := dhcpv4.FromBytes(buf[:k])
+		if err != nil || len(request.ClientHWAddr) != len(network.MAC{}) {
+			continue
+		}
+		p := n.ports.Load().byMAC[network.MAC(request.ClientHWAddr)]
+		if p == nil {
+			continue
+		}
+		reply := p.answerDHCP(request)
+		if reply == nil {
+			continue
+		}
+		to := net.IPv4bcast // RFC 2131 §4.1
+		switch {
+		case request.IsBroadcast() || reply.MessageType() == dhcpv4.MessageTypeNak:
+		case !request.ClientIPAddr.IsUnspecified():
+			to = p.guest.Address.AsSlice()
+		case !reply.YourIPAddr.IsUnspecified():
+			to = reply.YourIPAddr
+		}
+		if _, err := c.WriteTo(reply.ToBytes(), &net.UDPAddr{IP: to, Port: dhcpClientPort}); err != nil {
+			n.log.Warn("DHCP cannot answer", "guest", p.guest.Name, "reason", err)
+		}
+	}
+}
+
 // answerDHCP returns the answer to a request of this guest's, or nil if there is none, RFC 2131 §4.3.
 func (p *port) answerDHCP(request *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+	reply := p.replyDHCP(request)
+	if reply != nil && reply.MessageType() == dhcpv4.MessageTypeAck {
+		now := time.Now()
+		p.given.Store(&now)
+	}
+	return reply
+}
+
+func (p *port) replyDHCP(request *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 	n := p.net
 	gateway, address := n.def.Gateway().AsSlice(), p.guest.Address.AsSlice()
 	if request.OpCode != dhcpv4.OpcodeBootRequest {

@@ -35,12 +35,18 @@ func (n *Net) startDNS() error {
 	if err != nil {
 		return err
 	}
-	n.services = append(n.services, packets)
 	listener, err := gonet.ListenTCP(n.stack, at, ipv4.ProtocolNumber)
 	if err != nil {
+		packets.Close()
 		return err
 	}
-	n.services = append(n.services, listener)
+	n.serveDNS(packets, listener)
+	return nil
+}
+
+// serveDNS answers what comes over packets and connections of listener, until n is closed, which closes both.
+func (n *Net) serveDNS(packets net.PacketConn, listener net.Listener) {
+	n.serve(packets, listener)
 	for _, s := range []*dns.Server{
 		{PacketConn: packets, Handler: n},
 		{Listener: &bounded{Listener: listener, net: n, open: map[netip.Addr]int{}}, Handler: n},
@@ -51,7 +57,6 @@ func (n *Net) startDNS() error {
 			}
 		})
 	}
-	return nil
 }
 
 // bounded is a listener that refuses a guest which has too many connections.
@@ -151,7 +156,7 @@ func (n *Net) answer(p *port, q *dns.Msg, tcp bool) *dns.Msg {
 	name := strings.ToLower(question.Name)
 	host, ours := strings.CutSuffix(name, "."+n.def.Domain()+".")
 	if !ours && name != n.def.Domain()+"." {
-		if len(n.resolve) == 0 {
+		if len(*n.resolve.Load()) == 0 {
 			return a.SetRcode(q, dns.RcodeNameError)
 		}
 		return n.ask(p, q, tcp)
@@ -189,7 +194,7 @@ func (n *Net) ask(p *port, q *dns.Msg, tcp bool) *dns.Msg {
 		c.Net = "tcp"
 	}
 	var errs []error
-	for _, r := range n.resolve {
+	for _, r := range *n.resolve.Load() {
 		question := q.Copy()
 		question.Id = dns.Id() // not one that the guest has chosen
 		a, _, err := c.ExchangeContext(p.ctx, question, r.String())

@@ -6,6 +6,8 @@
 // address that is not its own, or what the firewall does not allow, ends there. Behind it are gVisor's TCP/IP (stack.go), and
 // the other guests' ports, if the network has peers.
 //
+// Of a network that the host's kernel carries (nat), it is the DHCP and DNS server only, over sockets of the kernel's.
+//
 // Guests get IPv4 and ARP, nothing else: no IPv6, fragments, IP options, multicast, or protocols other than TCP, UDP and ICMP
 // (which reaches the gateway and peers only).
 package usermode

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -72,11 +73,119 @@ func (n *Net) Plug(name string, f *os.File) error {
 	return nil
 }
 
+// serve has Close close services; if that has been, they are closed now.
+func (n *Net) serve(services ...io.Closer) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.services = append(n.services, services...)
+	if n.closed {
+		for _, s := range services {
+			_ = s.Close()
+		}
+	}
+}
+
+// ServeHost is DHCP and DNS for the guests of a network that the host's kernel carries, over sockets that are bound to its bridge: of
+// UDP at ports 67 and 53, and one of TCP that listens at 53. It takes the files over, and returns at once.
+func (n *Net) ServeHost(dhcp, dnsPackets, dnsListener *os.File) error {
+	d, err1 := net.FilePacketConn(dhcp)
+	p, err2 := net.FilePacketConn(dnsPackets)
+	l, err3 := net.FileListener(dnsListener)
+	err := errors.Join(err1, err2, err3, dhcp.Close(), dnsPackets.Close(), dnsListener.Close())
+	if err == nil && n.stack != nil {
+		err = errors.New("it has servers of its own")
+	}
+	if err != nil {
+		for _, c := range []struct {
+			io.Closer
+			err error
+		}{{d, err1}, {p, err2}, {l, err3}} {
+			if c.err == nil {
+				c.Close()
+			}
+		}
+		return fmt.Errorf("network %q: sockets for DHCP and DNS: %w", n.def.Name, err)
+	}
+	n.serve(d)
+	n.run(func() { n.serveDHCP(d) })
+	n.serveDNS(struct{ net.PacketConn }{p}, l) // of a *net.UDPConn the library would want to know addresses that are one
+	return nil
+}
+
+// forwardKey is what two forwards of a network cannot have in common.
+type forwardKey struct {
+	network.Protocol
+	netip.AddrPort
+}
+
+// AddForward forwards what comes to f's socket, which listens or, of UDP, is bound. It takes the file over.
+func (n *Net) AddForward(f network.Forward, socket *os.File) error {
+	defer socket.Close()
+	def := n.def
+	def.Forwards = []network.Forward{f}
+	if err := def.Validate(); err != nil {
+		return err
+	}
+	f = def.Forwards[0]
+	fail := func(err error) error {
+		return fmt.Errorf("network %q: forward: %s %v: socket: %w", n.def.Name, f.Protocol, f.Listen, err)
+	}
+	var serve func()
+	var c io.Closer
+	if f.Protocol == network.UDP {
+		p, err := net.FilePacketConn(socket)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := p.(*net.UDPConn); !ok {
+			return fail(errors.Join(errors.New("not a UDP socket"), p.Close()))
+		}
+		c, serve = p, func() { n.ForwardUDP(f, p) }
+	} else {
+		l, err := net.FileListener(socket)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := l.(*net.TCPListener); !ok {
+			return fail(errors.Join(errors.New("not a TCP socket"), l.Close()))
+		}
+		c, serve = l, func() { n.ForwardTCP(f, l) }
+	}
+	key := forwardKey{f.Protocol, f.Listen}
+	n.mu.Lock()
+	old := n.forwards[key]
+	n.forwards[key] = c
+	n.mu.Unlock()
+	if old != nil {
+		old.Close()
+	}
+	if !n.run(serve) {
+		return errors.Join(net.ErrClosed, c.Close())
+	}
+	return nil
+}
+
+// RemoveForward takes no more of what comes to f's socket, and closes that. Connections that were made go on.
+func (n *Net) RemoveForward(f network.Forward) error {
+	key := forwardKey{f.Protocol, f.Listen}
+	n.mu.Lock()
+	c := n.forwards[key]
+	delete(n.forwards, key)
+	n.mu.Unlock()
+	if c == nil {
+		return fmt.Errorf("network %q: forward: %s %v: there is none", n.def.Name, f.Protocol, f.Listen)
+	}
+	return c.Close()
+}
+
 // Change is what a manager tells a running network: exactly one of its fields is set.
 type Change struct {
-	Guest  *network.Guest  `json:",omitempty"` // is there from now on; comes with a socket for Plug
-	Remove string          `json:",omitempty"` // the name of a guest that is not there any more
-	Rules  *[]network.Rule `json:",omitempty"` // in place of those that held
+	Guest     *network.Guest    `json:",omitempty"` // is there from now on; comes with a socket for Plug, if this process carries its frames
+	Remove    string            `json:",omitempty"` // the name of a guest that is not there any more
+	Rules     *[]network.Rule   `json:",omitempty"` // in place of those that held
+	Forward   *network.Forward  `json:",omitempty"` // comes with its socket
+	Unforward *network.Forward  `json:",omitempty"`
+	Resolvers *[]netip.AddrPort `json:",omitempty"` // the host's
 }
 
 // changed answers a Change.
@@ -158,7 +267,6 @@ func receive(conn *net.UnixConn) (message []byte, file *os.File, err error) {
 	}
 	for i, fd := range fds {
 		if i == 0 {
-			unix.CloseOnExec(fd)
 			file = os.NewFile(uintptr(fd), "socket of a guest")
 		} else {
 			_ = unix.Close(fd)
@@ -179,8 +287,8 @@ func (n *Net) change(message []byte, file *os.File) error {
 	d := json.NewDecoder(strings.NewReader(string(message)))
 	d.DisallowUnknownFields()
 	err := d.Decode(&c)
-	if err == nil && (c.Guest != nil) != (file != nil) {
-		err = errors.New("a guest comes with a socket, and nothing else does")
+	if err == nil && (c.Guest != nil && n.stack != nil || c.Forward != nil) != (file != nil) {
+		err = errors.New("a guest and a forward come with a socket, and nothing else does")
 	}
 	if err != nil {
 		if file != nil {
@@ -191,13 +299,26 @@ func (n *Net) change(message []byte, file *os.File) error {
 	switch {
 	case c.Guest != nil:
 		if err := n.SetGuest(*c.Guest); err != nil {
-			return errors.Join(err, file.Close())
+			if file != nil {
+				err = errors.Join(err, file.Close())
+			}
+			return err
+		}
+		if file == nil {
+			return nil
 		}
 		return n.Plug(c.Guest.Name, file)
 	case c.Remove != "":
 		return n.RemoveGuest(c.Remove)
 	case c.Rules != nil:
 		return n.SetRules(*c.Rules)
+	case c.Forward != nil:
+		return n.AddForward(*c.Forward, file)
+	case c.Unforward != nil:
+		return n.RemoveForward(*c.Unforward)
+	case c.Resolvers != nil:
+		n.SetResolvers(*c.Resolvers)
+		return nil
 	}
 	return errors.New("nothing to change")
 }

@@ -32,22 +32,23 @@ type Config struct {
 
 // Net is a running network.
 type Net struct {
-	def      network.Network // but for the rules
-	resolve  []netip.AddrPort
+	def      network.Network // but for the rules and forwards
+	resolve  atomic.Pointer[[]netip.AddrPort]
 	log      *slog.Logger
 	rules    atomic.Pointer[[]network.Rule]
 	ports    atomic.Pointer[table]
 	link     *tap.LinkEndpoint
-	stack    *stack.Stack
+	stack    *stack.Stack // nil if the host's kernel carries the network
 	host     hostAddresses
 	services []io.Closer
 	dial     func(ctx context.Context, protocol, address string) (net.Conn, error) // net.Dialer's, but for tests
 
-	ctx    context.Context
-	cancel context.CancelFunc
-	mu     sync.Mutex // for changes of ports, and for closed
-	closed bool
-	wg     sync.WaitGroup
+	ctx      context.Context
+	cancel   context.CancelFunc
+	mu       sync.Mutex // for changes of ports, and for forwards and closed
+	forwards map[forwardKey]io.Closer
+	closed   bool
+	wg       sync.WaitGroup
 
 	stackMu   sync.RWMutex // held for reading while a packet is given to the stack
 	stackDown bool
@@ -65,25 +66,20 @@ func New(c Config, log *slog.Logger) (*Net, error) {
 	if err := c.Network.Validate(); err != nil {
 		return nil, err
 	}
-	if !c.Network.Kind.Helper() {
-		return nil, fmt.Errorf("network %q: kind %s needs the host's kernel", c.Network.Name, c.Network.Kind)
+	if c.Network.Kind == network.Bridged {
+		return nil, fmt.Errorf("network %q: kind %s has its servers outside", c.Network.Name, c.Network.Kind)
 	}
-	n := &Net{def: c.Network, log: log, dial: new(net.Dialer).DialContext}
-	if c.Network.Kind == network.User {
-		n.resolve = c.Resolvers
-		if len(c.Network.DNS) > 0 {
-			n.resolve = nil
-			for _, a := range c.Network.DNS {
-				n.resolve = append(n.resolve, netip.AddrPortFrom(a, 53))
-			}
-		}
-	}
+	n := &Net{def: c.Network, log: log, dial: new(net.Dialer).DialContext, forwards: make(map[forwardKey]io.Closer)}
+	n.SetResolvers(c.Resolvers)
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.rules.Store(&c.Network.Rules)
 	n.ports.Store(&table{})
-	err := n.startStack()
-	if err == nil {
-		err = n.startDNS()
+	var err error
+	if c.Network.Kind.Helper() {
+		err = n.startStack()
+		if err == nil {
+			err = n.startDNS()
+		}
 	}
 	for _, g := range c.Guests {
 		if err == nil {
@@ -105,9 +101,10 @@ func (n *Net) Close() {
 		p.remove()
 	}
 	n.ports.Store(&table{})
+	services := n.services
 	n.mu.Unlock()
 	n.cancel()
-	for _, s := range n.services {
+	for _, s := range services {
 		_ = s.Close()
 	}
 	if n.stack != nil {
@@ -210,6 +207,22 @@ func (n *Net) SetRules(rules []network.Rule) error {
 	}
 	n.rules.Store(&rules)
 	return nil
+}
+
+// SetResolvers says where questions to DNS go from now on, unless the network names its own resolvers. Those of guests on an
+// isolated network go nowhere.
+func (n *Net) SetResolvers(resolvers []netip.AddrPort) {
+	var to []netip.AddrPort
+	switch {
+	case n.def.Kind == network.Isolated:
+	case len(n.def.DNS) > 0:
+		for _, a := range n.def.DNS {
+			to = append(to, netip.AddrPortFrom(a, 53))
+		}
+	default:
+		to = resolvers
+	}
+	n.resolve.Store(&to)
 }
 
 // allows asks the firewall.
