@@ -286,7 +286,7 @@ func TestOVA(t *testing.T) {
 	r := newRig(t)
 	r.must(r.ImportImage("default", "root", r.file("x.raw", []byte("one")), pool.ImportOptions{}))
 	r.must(r.ImportImage("default", "data", r.file("y.raw", []byte("two")), pool.ImportOptions{}))
-	r.define("a", "", "cpus = 3", `disk = [{ name = "root", image = "root" }, { name = "data", image = "data" }]`)
+	r.define("a", "", "cpus = 3", `nic = [{ name = "lan", network = "default" }]`, `disk = [{ name = "root", image = "root" }, { name = "data", image = "data" }]`)
 	ova := filepath.Join(r.dir, "a.ova")
 	dst, err := os.Create(ova)
 	if err != nil {
@@ -299,7 +299,7 @@ func TestOVA(t *testing.T) {
 	}
 	r.must(r.ImportGuest("default", "b", Source{File: f}, pool.ImportOptions{}))
 	b, err := r.store.Get("b")
-	if err != nil || b.CPUs != 3 || b.Memory != 64<<20 || len(b.Disks) != 2 || r.begins("default", "b") != "one" || r.begins("default", "b-2") != "two" {
+	if err != nil || b.CPUs != 3 || b.Memory != 64<<20 || len(b.Disks) != 2 || len(b.NICs) != 1 || b.NICs[0].Network != "default" || r.begins("default", "b") != "one" || r.begins("default", "b-2") != "two" {
 		t.Errorf("%+v, %v", b, err)
 	}
 	// Of a disk image.
