@@ -45,6 +45,7 @@ func TestManager(t *testing.T) {
 		{"definitions", (*managerLab).testDefinitions},
 		{"who may", (*managerLab).testWhoMay},
 		{"dependency start", (*managerLab).testDependencyStart},
+		{"networks", (*managerLab).testNetworks},
 		{"save", (*managerLab).testSave},
 		{"snapshot", (*managerLab).testSnapshot},
 		{"disk full", (*managerLab).testDiskFull},
@@ -247,11 +248,24 @@ func (l *managerLab) testImport(ctx context.Context, t *testing.T) {
 	l.shell(ctx, t, "rm "+file)
 }
 
+// island and outside are networks: of guests only, and with a way to the notebook.
+const (
+	island  = "name = \"island\"\nkind = \"isolated\"\nsubnet = \"10.77.1.0/24\"\npeers = true\n"
+	outside = "name = \"outside\"\nkind = \"user\"\nsubnet = \"10.77.2.0/24\"\nhost = true\n"
+)
+
 func (l *managerLab) testDefinitions(ctx context.Context, t *testing.T) {
+	for name, text := range map[string]string{"island": island, "outside": outside} {
+		if err := l.nb.Put(ctx, strings.NewReader(text), "/tmp/"+name+".toml", 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.lodge(ctx, t, "net", "define", "/tmp/island.toml", "/tmp/outside.toml")
+	const card = "[[nic]]\nname = \"lan\"\nnetwork = \"island\"\n"
 	store := guest.Config{Name: "store", Arch: "i386", CID: 11, Flags: "label = \"keeps things\"",
-		Extra: "[ready]\nserial = \"lodge-guest: ready\"\n"}
+		Extra: card + "[ready]\nserial = \"lodge-guest: ready\"\n"}
 	work := guest.Config{Name: "work", Arch: "amd64", CID: 10, Disk: "@work", Flags: "depends = [\"store\"]\nslot = 2",
-		Extra: "[ready]\nvsock = 1024\n"}
+		Extra: card + "[[nic]]\nname = \"way-out\"\nnetwork = \"outside\"\n[ready]\nvsock = 1024\n"}
 	definition := strings.Replace(l.m.Definition(work), "path = \"@work\"", "image = \"work\"", 1)
 	l.define(ctx, t, map[string]string{"store": l.m.Definition(store)})
 	l.define(ctx, t, map[string]string{"work": definition})
@@ -311,6 +325,45 @@ func (l *managerLab) testDependencyStart(ctx context.Context, t *testing.T) {
 	}
 	if out := l.lodge(ctx, t, "logs", "store"); !strings.Contains(out, "lodge-guest: ready") {
 		t.Errorf("its log:\n%s", out)
+	}
+}
+
+// testNetworks has guests reach each other on the isolated network, and nothing else; on the other network one reaches the notebook.
+func (l *managerLab) testNetworks(ctx context.Context, t *testing.T) {
+	work, store := l.guests["work"], l.guests["store"]
+	address := func(m *managed, card string) string {
+		t.Helper()
+		out := m.shell(ctx, t, "until ip -4 -o addr show dev "+card+" | grep -o 'inet [0-9.]*'; do usleep 100000; done")
+		return strings.TrimPrefix(out, "inet ")
+	}
+	a, b := address(work, "eth0"), address(store, "eth0")
+	if !strings.HasPrefix(a, "10.77.1.") || !strings.HasPrefix(b, "10.77.1.") || a == b || !strings.HasPrefix(address(work, "eth1"), "10.77.2.") {
+		t.Errorf("the guests have the addresses %s and %s", a, b)
+	}
+	work.shell(ctx, t, "ping -q -c 2 -W 10 -I eth0 "+b)
+	store.shell(ctx, t, "ping -q -c 2 -W 10 "+a)
+
+	// The notebook has an address, which the one network leads to and the other does not.
+	const host = "198.51.100.1"
+	l.shell(ctx, t, "tunctl -t out0 && ifconfig out0 "+host+" netmask 255.255.255.0 up")
+	_, line, err := guest.StartServer(ctx, l.nb.Client, rpc.Self, "http", host+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "http://" + host + ":" + line[strings.LastIndexByte(line, ':')+1:] + "/bytes/1000"
+	get := func(card string) string {
+		return "if curl -sS -m 5 -o /dev/null --interface " + card + " " + url + "; then echo reached; else echo not; fi"
+	}
+	if got := work.shell(ctx, t, get("eth1")); got != "reached" {
+		t.Errorf("by the network that leads outside the notebook is %s", got)
+	}
+	for _, m := range []*managed{work, store} { // by the gateway too, should it take what is not for it
+		if got := m.shell(ctx, t, "ip route replace "+host+" via 10.77.1.1 dev eth0 && "+get("eth0")+" && ip route del "+host); got != "not" {
+			t.Errorf("guest %s, by the isolated network: the notebook is %s", m.Name(), got)
+		}
+	}
+	if out := l.lodge(ctx, t, "net", "list"); !regexp.MustCompile(`(?m)^island +isolated +up +10\.77\.1\.0/24 +store,work`).MatchString(out) {
+		t.Errorf("lodge net list:\n%s", out)
 	}
 }
 

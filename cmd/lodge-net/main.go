@@ -1,7 +1,7 @@
 // Command lodge-net carries one network of guests, in a cell: it opens nothing but the connections of its guests. It is started by
 // the manager with descriptors in systemd's way, LISTEN_FDS and LISTEN_FDNAMES:
 //
-//	config      its configuration, as JSON (usermode.Config); read to the end
+//	config      its configuration, as JSON (netctl.Config); read to the end
 //	control     a Unix socket that listens: status and leases (docs/network.md)
 //	manage      a listening SOCK_SEQPACKET socket, for changes of guests and rules
 //	guest.NAME  a guest's stream socket, listening or connected
@@ -30,6 +30,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
 	"github.com/lodgehv/lodge/internal/ratelog"
 )
@@ -91,7 +92,7 @@ func run(ctx context.Context, files []*os.File, logOnly bool, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
-	config, err := usermode.ReadConfig(f)
+	config, err := netctl.ReadConfig(f)
 	f.Close()
 	if err != nil {
 		return err

@@ -21,8 +21,8 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/hypervisor/manager/network/networktest"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
 	"github.com/lodgehv/lodge/internal/framing"
 )
 
@@ -63,19 +63,19 @@ func start(t *testing.T, program string, names []string, files []*os.File) (*exe
 }
 
 // configFile returns a file with c.
-func configFile(t *testing.T, c usermode.Config) *os.File {
+func configFile(t *testing.T, c netctl.Config) *os.File {
 	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "config"))
 	check(t, err)
 	t.Cleanup(func() { f.Close() })
-	check(t, usermode.WriteConfig(f, c))
+	check(t, netctl.WriteConfig(f, c))
 	_, err = f.Seek(0, 0)
 	check(t, err)
 	return f
 }
 
-func config() usermode.Config {
-	return usermode.Config{
+func config() netctl.Config {
+	return netctl.Config{
 		Network: network.Network{Name: "test", Kind: network.User, Subnet: netip.MustParsePrefix("10.77.0.0/24"), Host: true,
 			Forwards: []network.Forward{{Protocol: network.UDP, Listen: netip.MustParseAddrPort("127.0.0.1:8080"), Guest: "alice", Port: 80}}},
 		Guests: []network.Guest{alice},
@@ -182,33 +182,33 @@ func TestProgram(t *testing.T) {
 	c, err := control.Dial(t.Context(), at("control"))
 	check(t, err)
 	defer c.Close()
-	var s usermode.Status
+	var s netctl.Status
 	check(t, c.Call(t.Context(), "status", nil, &s, nil))
 	if len(s.Guests) != 1 || !s.Guests[0].Connected || s.Guests[0].Refused != 1 || s.Guests[0].UDP != 1 {
 		t.Errorf("status: %+v", s)
 	}
-	var leases struct{ Leases []usermode.Lease }
+	var leases struct{ Leases []netctl.Lease }
 	check(t, c.Call(t.Context(), "leases", nil, &leases, nil))
 	if l := leases.Leases; len(l) != 1 || l[0].Address != alice.Address || l[0].Given == nil {
 		t.Errorf("leases: %+v", leases)
 	}
-	m, err := usermode.DialManager(at("manage"))
+	m, err := netctl.DialManager(at("manage"))
 	check(t, err)
 	defer m.Close()
 	// Forwards come and go.
 	fwd := config().Network.Forwards[0]
-	check(t, m.Do(t.Context(), usermode.Change{Unforward: &fwd}, nil))
-	if err := m.Do(t.Context(), usermode.Change{Unforward: &fwd}, nil); err == nil || !strings.Contains(err.Error(), "there is none") {
+	check(t, m.Do(t.Context(), netctl.Change{Unforward: &fwd}, nil))
+	if err := m.Do(t.Context(), netctl.Change{Unforward: &fwd}, nil); err == nil || !strings.Contains(err.Error(), "there is none") {
 		t.Errorf("a forward that is gone: %v", err)
 	}
-	if err := m.Do(t.Context(), usermode.Change{Forward: &fwd}, nil); err == nil {
+	if err := m.Do(t.Context(), netctl.Change{Forward: &fwd}, nil); err == nil {
 		t.Error("a forward without a socket")
 	}
-	check(t, m.Do(t.Context(), usermode.Change{Forward: &fwd}, forwardFile))
+	check(t, m.Do(t.Context(), netctl.Change{Forward: &fwd}, forwardFile))
 	_, err = server.WriteTo([]byte("once more"), &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 8080})
 	check(t, err)
 	await("once more")
-	check(t, m.Do(context.Background(), usermode.Change{Remove: "alice"}, nil))
+	check(t, m.Do(context.Background(), netctl.Change{Remove: "alice"}, nil))
 
 	check(t, cmd.Process.Signal(syscall.SIGTERM))
 	if err := cmd.Wait(); err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
 	"github.com/lodgehv/lodge/hypervisor/manager/network/bridge"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/hypervisor/manager/network/networktest"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
 )
 
 // On a nat network, a client that is not ours gets its address and asks for names. It is behind a cable in the place of the tap, in a
@@ -54,7 +54,7 @@ func TestNAT(t *testing.T) {
 
 	dhcp, dnsPackets, dnsListener, err := h.Sockets(t.Context(), &n)
 	check(t, err)
-	c := usermode.Config{Network: n, Guests: []network.Guest{alice, bob}, Resolvers: []netip.AddrPort{netip.MustParseAddrPort(resolver.LocalAddr().String())}}
+	c := netctl.Config{Network: n, Guests: []network.Guest{alice, bob}, Resolvers: []netip.AddrPort{netip.MustParseAddrPort(resolver.LocalAddr().String())}}
 	at := filepath.Join(t.TempDir(), "control")
 	_, stderr := start(t, program, []string{"config", "control", "dhcp", "dns.udp", "dns.tcp"},
 		[]*os.File{configFile(t, c), unixFile(t, "unix", at), dhcp, dnsPackets, dnsListener})
@@ -134,7 +134,7 @@ esac
 	control, err := control.Dial(t.Context(), at)
 	check(t, err)
 	defer control.Close()
-	var leases struct{ Leases []usermode.Lease }
+	var leases struct{ Leases []netctl.Lease }
 	check(t, control.Call(t.Context(), "leases", nil, &leases, nil))
 	if l := leases.Leases; len(l) != 2 || l[0].Given == nil || l[1].Given != nil {
 		t.Errorf("leases: %+v", l)

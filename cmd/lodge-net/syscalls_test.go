@@ -30,7 +30,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/internal/framing"
 	"github.com/lodgehv/lodge/internal/seccomp/seccomptest"
 )
@@ -84,7 +84,7 @@ func TestSyscalls(t *testing.T) {
 func live(t *testing.T, tr *seccomptest.Trace, program string, kind network.Kind, host bool) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, string(kind)+name) }
-	c := usermode.Config{Network: network.Network{Name: "test", Kind: kind, Subnet: netip.MustParsePrefix("10.77.0.0/24"), Host: host}, Guests: []network.Guest{alice}}
+	c := netctl.Config{Network: network.Network{Name: "test", Kind: kind, Subnet: netip.MustParsePrefix("10.77.0.0/24"), Host: host}, Guests: []network.Guest{alice}}
 	names := []string{"config", "control", "manage", "guest.alice"}
 	files := []*os.File{nil, unixFile(t, "unix", at("control")), unixFile(t, "unixpacket", at("manage")), unixFile(t, "unix", at("alice"))}
 	if host {
@@ -123,22 +123,22 @@ func live(t *testing.T, tr *seccomptest.Trace, program string, kind network.Kind
 	g.resolve(t, host)
 	conn, err := control.Dial(t.Context(), at("control"))
 	check(t, err)
-	var s usermode.Status
+	var s netctl.Status
 	check(t, conn.Call(t.Context(), "status", nil, &s, nil))
 	if len(s.Guests) != 1 || !s.Guests[0].Connected {
 		t.Errorf("status: %+v", s)
 	}
 	conn.Close()
-	m, err := usermode.DialManager(at("manage"))
+	m, err := netctl.DialManager(at("manage"))
 	check(t, err)
-	check(t, m.Do(t.Context(), usermode.Change{Guest: &alice}, unixFile(t, "unix", at("again"))))
+	check(t, m.Do(t.Context(), netctl.Change{Guest: &alice}, unixFile(t, "unix", at("again"))))
 	if host {
 		for i, f := range c.Network.Forwards {
-			check(t, m.Do(t.Context(), usermode.Change{Unforward: &f}, nil))
-			check(t, m.Do(t.Context(), usermode.Change{Forward: &f}, files[4+i]))
+			check(t, m.Do(t.Context(), netctl.Change{Unforward: &f}, nil))
+			check(t, m.Do(t.Context(), netctl.Change{Forward: &f}, files[4+i]))
 		}
 	}
-	check(t, m.Do(t.Context(), usermode.Change{Remove: "alice"}, nil))
+	check(t, m.Do(t.Context(), netctl.Change{Remove: "alice"}, nil))
 	m.Close()
 	check(t, cmd.Process.Signal(syscall.SIGTERM))
 	select {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/control"
+	"github.com/lodgehv/lodge/internal/logfile"
 )
 
 // handed are the descriptors that the process was started with, by the names that docs/cell.md lists (sd_listen_fds(3)). If
@@ -117,21 +118,21 @@ func (h *handed) leftOver() error {
 }
 
 // logFile returns what a guest's output goes to: what was handed over as name, or the file at path.
-func (h *handed) logFile(name, path string) (*logFile, error) {
+func (h *handed) logFile(name, path string) (*logfile.File, error) {
 	if !h.sealed() {
-		return openLogFile(path)
+		return logfile.Open(path)
 	}
 	f, err := h.open(name, nil)
 	if err != nil {
 		return nil, err
 	}
-	return handedLogFile(f)
+	return logfile.Handed(f)
 }
 
 // stderr returns where the log goes to: standard error, which is kept short if it is a file that a manager has opened.
 func (h *handed) stderr() io.Writer {
 	if h.sealed() {
-		if f, err := handedLogFile(os.Stderr); err == nil {
+		if f, err := logfile.Handed(os.Stderr); err == nil {
 			return f
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/machine"
+	"github.com/lodgehv/lodge/internal/logfile"
 )
 
 // serialPort is the host's end of a serial port.
@@ -128,7 +129,7 @@ func (s *socketConsole) Write(p []byte) (int, error) {
 // loggedConsole is a console whose output goes to a file as well.
 type loggedConsole struct {
 	*socketConsole
-	log *logFile
+	log *logfile.File
 }
 
 // Write implements io.Writer. What a client interrupts by not reading is in the log once, and what the log does not take, such

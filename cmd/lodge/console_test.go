@@ -202,14 +202,14 @@ func TestConsoleOfManager(t *testing.T) {
 	p.sees("off")
 	define("home", 2)
 	p.sees(" 2 home")
-	p.types("s")
-	p.sees("kernel /absent does not exist")
-	p.types("1") // the seat of the tests takes it
-	p.types("2")
-	p.sees("guest home is not running")
 	p.types("\r")
-	p.sees("Lodge - home")
+	p.sees("Lodge - work")
 	p.sees("defined, since")
+	p.types("s1") // the seat of the tests shows work
+	p.types("2")
+	p.types("m")
+	p.sees("kernel /absent does not exist")
+	p.sees("guest home is not running")
 	p.types("q")
 	p.leaves(before)
 

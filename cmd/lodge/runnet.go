@@ -9,11 +9,9 @@ import (
 	"os/exec"
 	"strings"
 
-	"github.com/miekg/dns"
-
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/internal/program"
 )
 
@@ -26,7 +24,9 @@ func (r *oneRun) network(ctx context.Context, def *definition.Definition) (*exec
 	if err != nil {
 		return nil, err
 	}
-	c := usermode.Config{Network: network.Network{Name: "run", Kind: network.User, Subnet: runSubnet}, Resolvers: resolvers()}
+	resolvConf, _ := os.ReadFile("/etc/resolv.conf") // if there is none, the host's own programs ask the default, too
+	c := netctl.Config{Network: network.Network{Name: "run", Kind: network.User, Subnet: runSubnet},
+		Resolvers: network.Resolvers(string(resolvConf))}
 	g := network.Guest{Name: def.Name}
 	if g.MAC, err = network.ParseMAC(def.NICs[0].MAC); err != nil {
 		return nil, err
@@ -40,7 +40,7 @@ func (r *oneRun) network(ctx context.Context, def *definition.Definition) (*exec
 		return nil, err
 	}
 	r.files = append(r.files, config)
-	if err := usermode.WriteConfig(config, c); err != nil {
+	if err := netctl.WriteConfig(config, c); err != nil {
 		return nil, err
 	}
 	if _, err := config.Seek(0, 0); err != nil {
@@ -72,18 +72,4 @@ func listener(path string) (*os.File, error) {
 	defer l.Close()
 	l.SetUnlinkOnClose(false)
 	return l.File()
-}
-
-// resolvers are those of this machine.
-func resolvers() (list []netip.AddrPort) {
-	c, err := dns.ClientConfigFromFile("/etc/resolv.conf")
-	if err != nil {
-		return nil
-	}
-	for _, s := range c.Servers {
-		if a, err := netip.ParseAddr(s); err == nil {
-			list = append(list, netip.AddrPortFrom(a, 53))
-		}
-	}
-	return list
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -69,5 +71,26 @@ func TestJournal(t *testing.T) {
 		if has("GUEST=bare") && has("STATE=defined") && has("PRIORITY=6") && strings.Contains(entry, "\nNOTE=") {
 			return
 		}
+	}
+}
+
+// Where it is told to, the log is in a file.
+func TestLogToFile(t *testing.T) {
+	h := newHome(t)
+	h.write("wrong", "name = 1\n")
+	file := filepath.Join(h.dir, "lodged.log")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // as soon as it has begun
+	err := run(ctx, []string{"--config-dir", filepath.Join(h.dir, "etc"), "--state-dir", filepath.Join(h.dir, "var"), "--run-dir",
+		filepath.Join(h.dir, "run"), "--vmm", filepath.Join(programs, "lodge-vmm"), "--bus", "none", "--log", file}, io.Discard, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), "wrong.toml:1") {
+		t.Errorf("%s, %v", b, err)
+	}
+	err = run(ctx, []string{"--vmm", "x", "--log", h.dir}, io.Discard, io.Discard)
+	if err == nil || !strings.HasPrefix(err.Error(), "--log: ") {
+		t.Error(err)
 	}
 }

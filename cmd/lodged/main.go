@@ -21,12 +21,13 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/network/bridge"
+	"github.com/lodgehv/lodge/internal/logfile"
 	"github.com/lodgehv/lodge/internal/program"
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
-              [--net FILE] [--bus BUS] [--seat SOCKET] [--metrics ADDRESS]
-              [--cell off]
+              [--net FILE] [--bus BUS] [--seat SOCKET] [--log FILE]
+              [--metrics ADDRESS] [--cell off]
 
 Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a network CONFIG-DIR/networks/NAME.toml.
 
@@ -38,6 +39,8 @@ Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a
   --net FILE         the program that carries a network of guests (lodge-net beside this one, or on the PATH)
   --bus BUS          where org.lodgehv.Lodge1 is offered: system, where polkit decides who may do what; session or the address of
                      a bus, for this user only; or none (system)
+  --log FILE         write the log there, and keep as much again of it as FILE.1, 16 MiB each; else it goes to the journal, with
+                     fields, or to standard error
   --seat SOCKET      the control socket of lodge-seat, to switch between guests
   --metrics ADDRESS  where Prometheus may ask, as 127.0.0.1:9177: everybody who can connect learns of all guests (off)
 
@@ -76,6 +79,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs.StringVar(&cfg.LodgeNet, "net", "", "")
 	bus := fs.String("bus", "system", "")
 	seat := fs.String("seat", "", "")
+	logTo := fs.String("log", "", "")
 	metrics := fs.String("metrics", "", "")
 	cells := fs.String("cell", "on", "")
 	err := fs.Parse(args)
@@ -96,7 +100,16 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if *vmm, err = find("lodge-vmm", *vmm); err != nil {
 		return err
 	}
-	cfg.Log = newLog(errOut)
+	if *logTo != "" {
+		f, err := logfile.Open(*logTo)
+		if err != nil {
+			return fmt.Errorf("--log: %w", err)
+		}
+		defer f.Close()
+		cfg.Log = slog.New(slog.NewTextHandler(f, nil))
+	} else {
+		cfg.Log = newLog(errOut)
+	}
 	if cfg.LodgeNet, err = find("lodge-net", cfg.LodgeNet); err != nil {
 		cfg.Log.Warn("guests have no networks", "err", err)
 	}
@@ -142,7 +155,12 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config, metricsAt st
 	if err != nil {
 		return err
 	}
-	defer m.Close()
+	defer func() {
+		m.Close()
+		if cfg.Cgroups != nil {
+			_ = cfg.Cgroups.Remove() // unless guests run
+		}
+	}()
 	if err := m.Autostart(); err != nil {
 		cfg.Log.Error("autostart", "err", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +100,9 @@ func newHome(t *testing.T) *home {
 			}
 		}
 		os.RemoveAll(dir)
+		if p, err := cell.OpenParent(groupName(filepath.Join(dir, "var"))); err == nil {
+			_ = p.Remove() // a lodged that was killed has left it
+		}
 	})
 	return h
 }
@@ -302,8 +306,24 @@ func TestNetwork(t *testing.T) {
 	needKVM(t)
 	h := newHome(t)
 	h.bios("g", "nic = [{ name = \"lan\", network = \"default\" }, { name = \"lab\", network = \"lab\" }]")
-	m := h.manager()
-	defer func() { m.Close() }()
+	parent, err := cell.OpenParent("lodged-net-test-" + strconv.Itoa(os.Getpid()))
+	if err != nil {
+		t.Logf("no control group: %v", err)
+	}
+	cfg := h.config()
+	cfg.Cgroups = parent
+	m, err := manager.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		m.Close()
+		if parent != nil { // nothing is left in it
+			if err := parent.Remove(); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
 	if _, err := m.DefineNetwork([]byte("name = \"lab\"\nkind = \"isolated\"\nsubnet = \"10.93.0.0/24\"\n")); err != nil {
 		t.Fatal(err)
 	}
@@ -338,6 +358,9 @@ func TestNetwork(t *testing.T) {
 		if err != nil || !strings.Contains(string(b), "NoNewPrivs:\t1") || !strings.Contains(string(b), "CapBnd:\t0000000000000000") {
 			t.Errorf("lodge-net is in no cell: %v\n%s", err, b)
 		}
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)); parent != nil && (err != nil || !strings.Contains(string(b), "/network-")) {
+			t.Errorf("lodge-net is in no group of its own: %v\n%s", err, b)
+		}
 	}
 	m.Close()
 	lodged := h.lodged() // which is killed
@@ -345,7 +368,9 @@ func TestNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = lodged.Wait()
-	m = h.manager()
+	if m, err = manager.New(cfg); err != nil {
+		t.Fatal(err)
+	}
 	if after := connected(); after != before {
 		t.Errorf("processes %v, were %v", after, before)
 	}

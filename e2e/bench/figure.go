@@ -22,16 +22,20 @@ type figure struct {
 	prepare func(context.Context) (ours, peer measurement, done func() error, err error)
 }
 
-// goal bounds a figure, from above or, if more of it is better, from below: either itself or its ratio to the peer's.
-type goal struct{ value, ratio float64 }
+// goal bounds a figure, from above or, if more of it is better, from below: itself, its ratio to the peer's, or by how much it
+// is over that.
+type goal struct{ value, ratio, over float64 }
 
 func (f *figure) goalText() string {
 	sign, v, of := "≤", f.goal.value, " "+f.unit
 	if f.higher {
 		sign = "≥"
 	}
-	if f.goal.ratio != 0 {
+	switch {
+	case f.goal.ratio != 0:
 		v, of = f.goal.ratio, " × peer"
+	case f.goal.over != 0:
+		v, of = f.goal.over, " "+f.unit+" over peer"
 	}
 	return fmt.Sprintf("%s %.3g%s", sign, v, of)
 }
@@ -89,8 +93,11 @@ func (f *figure) result(ours, peer []float64, hasPeer bool) result {
 		p := median(peer)
 		ratio := r.Ours / p
 		r.Peer, r.PeerName, r.Ratio = &p, f.peerName, &ratio
-		if f.goal.ratio != 0 {
+		switch {
+		case f.goal.ratio != 0:
 			bound, of = f.goal.ratio, ratio
+		case f.goal.over != 0:
+			bound, of = f.goal.over, r.Ours-p
 		}
 	}
 	r.met = of <= bound

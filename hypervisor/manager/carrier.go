@@ -16,7 +16,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/internal/procstat"
 )
 
@@ -221,7 +221,7 @@ func (c *carrier) drop(guest string) bool {
 	}
 	if _, known := c.helper.known[guest]; known && c.helper.proc != nil {
 		delete(c.helper.known, guest)
-		if e := c.tell(ctx, usermode.Change{Remove: guest}, nil); e != nil {
+		if e := c.tell(ctx, netctl.Change{Remove: guest}, nil); e != nil {
 			err = errors.Join(err, c.replaceHelper(ctx, e))
 		}
 	}
@@ -242,6 +242,9 @@ func (c *carrier) down() {
 	var err error
 	if kernel {
 		err = c.n.m.cfg.Bridge.Down(c.name)
+	}
+	if p := c.n.m.cfg.Cgroups; p != nil {
+		err = errors.Join(err, p.RemoveCgroup(c.groupName()))
 	}
 	if err := errors.Join(err, os.RemoveAll(c.n.runDir(c.name))); err != nil {
 		c.log.Warn("network goes down", "err", err)
@@ -281,7 +284,7 @@ func (c *carrier) change(ctx context.Context) error {
 		return nil
 	}
 	rules := append([]network.Rule{}, n.Rules...)
-	if err := c.tell(ctx, usermode.Change{Rules: &rules}, nil); err != nil {
+	if err := c.tell(ctx, netctl.Change{Rules: &rules}, nil); err != nil {
 		return c.replaceHelper(ctx, err)
 	}
 	return c.tellForwards(ctx)

@@ -18,13 +18,13 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 )
 
 // helper is the lodge-net of a network.
 type helper struct {
 	proc     *process // nil if none runs
-	conn     *usermode.Manager
+	conn     *netctl.Manager
 	known    map[string]network.Guest // that it has been told of
 	forwards []network.Forward        // the same
 	gone     chan struct{}            // closed when proc has ended
@@ -87,7 +87,7 @@ func (c *carrier) startHelper(ctx context.Context) error {
 		}
 		_ = errors.Join(add("dhcp", dhcp, nil), add("dns.udp", packets, nil), add("dns.tcp", listener, nil))
 	}
-	f, err := configFile(usermode.Config{Network: n, Guests: c.rec.Guests, Resolvers: c.n.resolvers()})
+	f, err := configFile(netctl.Config{Network: n, Guests: c.rec.Guests, Resolvers: c.n.resolvers()})
 	if err := add("config", f, err); err != nil {
 		return err
 	}
@@ -124,9 +124,16 @@ func (c *carrier) execute(ctx context.Context, outside bool, files []cell.File) 
 	if err != nil {
 		return err
 	}
+	var group *cell.Cgroup
+	if parent := c.n.m.cfg.Cgroups; parent != nil {
+		if group, err = parent.NewCgroup(c.groupName(), cell.GroupLimits{Memory: helperMemory, Processes: maxProcesses}); err != nil {
+			return err
+		}
+		defer group.Close()
+	}
 	var p *process
 	started, err := cell.Start(ctx, cell.Spec{
-		Program: program, Args: []string{"lodge-net"}, Files: files, Stderr: log, UID: uid, HostNetwork: outside,
+		Program: program, Args: []string{"lodge-net"}, Files: files, Stderr: log, UID: uid, Cgroup: group, HostNetwork: outside,
 		Limits: cell.Limits{Files: helperFiles},
 		Record: func(pid int, lacks []cell.Lack) error {
 			var err error
@@ -153,6 +160,11 @@ func (c *carrier) execute(ctx context.Context, outside bool, files []cell.File) 
 	c.log.Info("lodge-net runs", "pid", p.pid)
 	return nil
 }
+
+func (c *carrier) groupName() string { return "network-" + c.name }
+
+// helperMemory is how many bytes a lodge-net may take: beyond that it is ended, and another one started.
+const helperMemory = 1 << 30
 
 // helperFiles is how many descriptors a lodge-net may have open: each guest can have 512 connections and 256 flows.
 const helperFiles = 64 << 10
@@ -266,10 +278,10 @@ func (c *carrier) replaceHelper(ctx context.Context, cause error) error {
 }
 
 // tell has lodge-net carry out a change.
-func (c *carrier) tell(ctx context.Context, change usermode.Change, file *os.File) (err error) {
+func (c *carrier) tell(ctx context.Context, change netctl.Change, file *os.File) (err error) {
 	h := &c.helper
 	if h.conn == nil {
-		if h.conn, err = usermode.DialManager(c.path("manage.sock")); err != nil {
+		if h.conn, err = netctl.DialManager(c.path("manage.sock")); err != nil {
 			h.conn = nil
 			return err
 		}
@@ -286,7 +298,7 @@ func (c *carrier) tellGuest(ctx context.Context, g network.Guest) (err error) {
 		}
 		defer socket.Close()
 	}
-	if err := c.tell(ctx, usermode.Change{Guest: &g}, socket); err != nil {
+	if err := c.tell(ctx, netctl.Change{Guest: &g}, socket); err != nil {
 		return err
 	}
 	c.helper.known[g.Name] = g
@@ -304,7 +316,7 @@ func (c *carrier) tellForwards(ctx context.Context) error {
 	for _, f := range h.forwards {
 		if slices.Contains(want, f) {
 			stay = append(stay, f)
-		} else if err := c.tell(ctx, usermode.Change{Unforward: &f}, nil); err != nil {
+		} else if err := c.tell(ctx, netctl.Change{Unforward: &f}, nil); err != nil {
 			return c.replaceHelper(ctx, err)
 		}
 	}
@@ -318,7 +330,7 @@ func (c *carrier) tellForwards(ctx context.Context) error {
 			c.trouble(err)
 			continue
 		}
-		err = c.tell(ctx, usermode.Change{Forward: &f}, socket)
+		err = c.tell(ctx, netctl.Change{Forward: &f}, socket)
 		socket.Close()
 		if err != nil {
 			return c.replaceHelper(ctx, err)
@@ -329,13 +341,13 @@ func (c *carrier) tellForwards(ctx context.Context) error {
 }
 
 // configFile returns a file with a lodge-net's configuration.
-func configFile(config usermode.Config) (*os.File, error) {
+func configFile(config netctl.Config) (*os.File, error) {
 	fd, err := unix.MemfdCreate("config", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "config")
-	err = usermode.WriteConfig(f, config)
+	err = netctl.WriteConfig(f, config)
 	if err == nil {
 		_, err = f.Seek(0, io.SeekStart)
 	}

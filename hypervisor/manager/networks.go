@@ -16,7 +16,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/definition"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
 )
 
@@ -313,7 +313,7 @@ func (n *networks) reload() error {
 
 // NetworkTraffic returns what has gone over a network since each of its guests has come. Of a network that the host's kernel
 // carries, it is counted by the card, and Overflow has all that was dropped there.
-func (m *Manager) NetworkTraffic(ctx context.Context, name string) ([]usermode.GuestStatus, error) {
+func (m *Manager) NetworkTraffic(ctx context.Context, name string) ([]netctl.GuestStatus, error) {
 	p, err := m.GetNetwork(name)
 	if err != nil || !p.Up {
 		return nil, err
@@ -326,15 +326,15 @@ func (m *Manager) NetworkTraffic(ctx context.Context, name string) ([]usermode.G
 			return nil, fmt.Errorf("network %s: %w", name, err)
 		}
 		defer c.Close()
-		var s usermode.Status
+		var s netctl.Status
 		if err := c.Call(ctx, "status", nil, &s, nil); err != nil {
 			return nil, fmt.Errorf("network %s: %w", name, err)
 		}
 		return s.Guests, nil
 	}
-	var list []usermode.GuestStatus
+	var list []netctl.GuestStatus
 	for _, g := range p.Guests {
-		s := usermode.GuestStatus{Name: g.Name, MAC: g.MAC, Address: g.Address, Connected: true}
+		s := netctl.GuestStatus{Name: g.Name, MAC: g.MAC, Address: g.Address, Connected: true}
 		if s.Sent, s.SentBytes, s.Received, s.ReceivedBytes, s.Overflow, err = m.cfg.Bridge.Traffic(&p.Network, g.MAC); err != nil {
 			return nil, err
 		}

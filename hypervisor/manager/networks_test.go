@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -482,17 +481,6 @@ func TestNetworkDefinitions(t *testing.T) {
 	r.define("n", "", "[[nic]]", `name = "lan"`, `network = "nat"`)
 	if err := r.run(r.Start("n")); err == nil || !strings.Contains(err.Error(), "runs as root") {
 		t.Error(err)
-	}
-}
-
-func TestResolvers(t *testing.T) {
-	got := parseResolvers("# nameserver 1.1.1.1\nsearch x\nnameserver 9.9.9.9\n nameserver\tfe80::1%eth0 \nnameserver nonsense\n")
-	want := []netip.AddrPort{netip.MustParseAddrPort("9.9.9.9:53"), netip.MustParseAddrPort("[fe80::1%eth0]:53")}
-	if !slices.Equal(got, want) {
-		t.Error(got)
-	}
-	if got := parseResolvers(""); len(got) != 1 || got[0].String() != "127.0.0.1:53" {
-		t.Error(got)
 	}
 }
 

@@ -6,11 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/fsnotify/fsnotify"
 
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 )
 
 // resolvConf names the host's resolvers, resolv.conf(5).
@@ -20,23 +20,7 @@ const resolvConf = "/etc/resolv.conf"
 func (n *networks) resolvers() []netip.AddrPort {
 	n.watch.Do(func() { n.m.background(n.watchResolvers) })
 	b, _ := os.ReadFile(resolvConf) // if there is none, the host's own programs ask the default, too
-	return parseResolvers(string(b))
-}
-
-func parseResolvers(conf string) (list []netip.AddrPort) {
-	for line := range strings.Lines(conf) {
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0] != "nameserver" {
-			continue
-		}
-		if a, err := netip.ParseAddr(f[1]); err == nil {
-			list = append(list, netip.AddrPortFrom(a, 53))
-		}
-	}
-	if len(list) == 0 {
-		list = append(list, netip.MustParseAddrPort("127.0.0.1:53"))
-	}
-	return list
+	return network.Resolvers(string(b))
 }
 
 // watchResolvers waits for changes of the file, and of what it is a link to.
@@ -86,7 +70,7 @@ func (c *carrier) setResolvers(list []netip.AddrPort) {
 	if c.closed || c.helper.proc == nil {
 		return
 	}
-	if err := c.tell(ctx, usermode.Change{Resolvers: &list}, nil); err != nil {
+	if err := c.tell(ctx, netctl.Change{Resolvers: &list}, nil); err != nil {
 		if err := c.replaceHelper(ctx, err); err != nil {
 			c.trouble(err)
 		}

@@ -96,8 +96,18 @@ var rules = []rule{
 		why:    "what reads the frames of guests knows no way to change the host, and neither knows the manager",
 		of:     []string{"hypervisor/manager/network/...", "cmd/lodge-net"},
 		except: []string{"hypervisor/manager/network"},
-		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
+		only: []string{"hypervisor/manager/network", "hypervisor/manager/network/netctl", "hypervisor/manager/network/usermode", "hypervisor/definition", "hypervisor/control",
 			"internal/deffile", "internal/framing", "internal/ratelog", "internal/seccomp"},
+	},
+	{
+		why:   "what starts and commands lodge-net has no network stack in it",
+		of:    []string{"cmd/lodge", "cmd/lodged", "hypervisor/manager", "hypervisor/manager/api"},
+		never: []string{"hypervisor/manager/network/usermode"},
+	},
+	{
+		why:  "what makes boot images knows nothing of what runs in them",
+		of:   []string{"hypervisor/bootimage"},
+		only: []string{},
 	},
 	{
 		why:   "libraries know nothing of programs and of tests",
@@ -281,6 +291,9 @@ func TestRules(t *testing.T) {
 		{"cmd/lodge-net", "hypervisor/manager/network/usermode", true},
 		{"cmd/lodge-net", "hypervisor/manager/network/bridge", false},
 		{"hypervisor/manager/network/bridge", "hypervisor/manager", false},
+		{"hypervisor/bootimage", "hypervisor/boot", false},
+		{"cmd/lodged", "hypervisor/manager/network/netctl", true},
+		{"cmd/lodged", "hypervisor/manager/network/usermode", false},
 	}
 	for _, tt := range tests {
 		ok := true
@@ -296,7 +309,7 @@ func TestRules(t *testing.T) {
 // lodge-vmm is to run in a jail that has no libraries, and the others in a boot image that has none.
 func TestStatic(t *testing.T) {
 	dir := t.TempDir()
-	programs := []string{"lodge-vmm", "lodge-net", "lodge-seat", "lodge"}
+	programs := []string{"lodge-vmm", "lodge-net", "lodge-seat", "lodge", "lodge-image"}
 	args := []string{"build", "-trimpath", "-o", dir}
 	for _, p := range programs {
 		args = append(args, module+"/cmd/"+p)

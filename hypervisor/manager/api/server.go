@@ -15,7 +15,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
 	"github.com/lodgehv/lodge/hypervisor/manager/job"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
-	"github.com/lodgehv/lodge/hypervisor/manager/network/usermode"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/hypervisor/manager/pool"
 	"github.com/lodgehv/lodge/hypervisor/manager/store"
 	"github.com/lodgehv/lodge/internal/ratelog"
@@ -48,7 +48,7 @@ type Manager interface {
 	RemoveForward(name string, f network.Forward) error
 	AddRule(name string, at int, r network.Rule) error
 	RemoveRule(name string, at int) error
-	NetworkTraffic(ctx context.Context, name string) ([]usermode.GuestStatus, error)
+	NetworkTraffic(ctx context.Context, name string) ([]netctl.GuestStatus, error)
 
 	Start(name string) (job uint64, err error)
 	Stop(name string) (job uint64, err error)

@@ -433,6 +433,29 @@ func TestCgroup(t *testing.T) {
 	}
 }
 
+// Of a group that was delegated to us, or to which a subgroup of that leads, the cells' groups are made in the first.
+func TestDelegated(t *testing.T) {
+	for _, own := range []string{"/system.slice/lodged.service", "/system.slice/lodged.service/manager"} {
+		mount := t.TempDir()
+		group := filepath.Join(mount, "system.slice/lodged.service")
+		if err := os.MkdirAll(filepath.Join(group, "manager"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for file, text := range map[string]string{"cgroup.controllers": "memory pids cpu", "cgroup.subtree_control": "", "manager/cgroup.procs": ""} {
+			if err := os.WriteFile(filepath.Join(group, file), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p, err := openParent(mount, own, "lodge")
+		if err != nil || p.dir != group || len(p.lacks) > 0 {
+			t.Errorf("%s: %+v, %v", own, p, err)
+		}
+		if b, err := os.ReadFile(filepath.Join(group, "manager/cgroup.procs")); err != nil || string(b) != strconv.Itoa(os.Getpid()) {
+			t.Errorf("%s: in its subgroup is %q, %v", own, b, err)
+		}
+	}
+}
+
 // A group's limits hold, where its controllers are there; else it says which are not.
 func TestCgroupLimits(t *testing.T) {
 	parent := openTestParent(t)

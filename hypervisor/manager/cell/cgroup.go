@@ -23,6 +23,9 @@ type Parent struct {
 	lacks []Lack
 }
 
+// managerName is the group of the process that makes cells, within the one that was delegated to it.
+const managerName = "manager"
+
 // The controllers that cells use.
 var controllers = []string{"memory", "pids", "cpu"}
 
@@ -54,7 +57,10 @@ func openParent(mount, own, name string) (*Parent, error) {
 			return nil, cgroupError(err)
 		}
 	} else {
-		manager := filepath.Join(p.dir, "manager")
+		if filepath.Base(own) == managerName { // where the service manager has put us: DelegateSubgroup=
+			p.dir = filepath.Dir(p.dir)
+		}
+		manager := filepath.Join(p.dir, managerName)
 		if err := mkdir(manager); err != nil {
 			return nil, cgroupError(err)
 		}
@@ -153,7 +159,7 @@ type Cgroup struct {
 
 // NewCgroup makes a group in p, whose name is a file's. A group of that name in which nothing runs any more is replaced.
 func (p *Parent) NewCgroup(name string, l GroupLimits) (*Cgroup, error) {
-	if name == "manager" || name != filepath.Base(name) || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "cgroup.") {
+	if name == managerName || name != filepath.Base(name) || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "cgroup.") {
 		return nil, fmt.Errorf("control group %q: no name for one", name)
 	}
 	path := filepath.Join(p.dir, name)

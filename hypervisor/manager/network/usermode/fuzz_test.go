@@ -14,6 +14,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 )
 
 // sunk is a connection that takes everything.
@@ -96,7 +97,7 @@ func FuzzChange(f *testing.F) {
 	}
 	defer n.Close()
 	f.Fuzz(func(t *testing.T, message []byte) {
-		var c Change
+		var c netctl.Change
 		if json.Unmarshal(message, &c) == nil && c.Guest != nil {
 			_ = n.SetGuest(*c.Guest)
 		} else {

@@ -25,6 +25,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/internal/framing"
 )
 
@@ -39,15 +40,15 @@ var (
 )
 
 // config returns a network with alice and bob.
-func config(kind network.Kind) Config {
-	return Config{
+func config(kind network.Kind) netctl.Config {
+	return netctl.Config{
 		Network: network.Network{Name: "test", Kind: kind, Subnet: netip.MustParsePrefix("10.77.0.0/24")},
 		Guests:  []network.Guest{alice, bob},
 	}
 }
 
 // start starts a network whose outside is this machine's loopback, whatever address is asked for.
-func start(t testing.TB, c Config) *Net {
+func start(t testing.TB, c netctl.Config) *Net {
 	t.Helper()
 	n, err := New(c, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -101,13 +102,13 @@ func plug(t testing.TB, n *Net, self network.Guest) *guest {
 		others: map[netip.Addr]network.MAC{alice.Address: alice.MAC, bob.Address: bob.MAC}}
 }
 
-func statusOf(n *Net, name string) GuestStatus {
+func statusOf(n *Net, name string) netctl.GuestStatus {
 	for _, g := range n.Status().Guests {
 		if g.Name == name {
 			return g
 		}
 	}
-	return GuestStatus{}
+	return netctl.GuestStatus{}
 }
 
 func eventually(t testing.TB, what string, f func() bool) {

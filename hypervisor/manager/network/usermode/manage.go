@@ -15,24 +15,8 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 )
-
-// ReadConfig reads a Config as WriteConfig writes it.
-func ReadConfig(r io.Reader) (Config, error) {
-	var c Config
-	d := json.NewDecoder(io.LimitReader(r, maxMessage))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&c); err != nil {
-		return Config{}, fmt.Errorf("configuration: %w", err)
-	}
-	return c, nil
-}
-
-// WriteConfig writes c, for the process that the network is to run in.
-func WriteConfig(w io.Writer, c Config) error { return json.NewEncoder(w).Encode(c) }
-
-// maxMessage is more than a configuration with all that it can have, in bytes.
-const maxMessage = 128 << 10
 
 // Plug gives the guest called name its socket: a stream socket that is connected to its VMM, or one that listens for it, in place
 // of an earlier one. It takes f over.
@@ -178,21 +162,6 @@ func (n *Net) RemoveForward(f network.Forward) error {
 	return c.Close()
 }
 
-// Change is what a manager tells a running network: exactly one of its fields is set.
-type Change struct {
-	Guest     *network.Guest    `json:",omitempty"` // is there from now on; comes with a socket for Plug, if this process carries its frames
-	Remove    string            `json:",omitempty"` // the name of a guest that is not there any more
-	Rules     *[]network.Rule   `json:",omitempty"` // in place of those that held
-	Forward   *network.Forward  `json:",omitempty"` // comes with its socket
-	Unforward *network.Forward  `json:",omitempty"`
-	Resolvers *[]netip.AddrPort `json:",omitempty"` // the host's
-}
-
-// changed answers a Change.
-type changed struct {
-	Error string `json:",omitempty"`
-}
-
 // maxManagers is how many connections ServeChanges keeps: an old manager's may still be there when a new one comes.
 const maxManagers = 4
 
@@ -233,7 +202,7 @@ func (n *Net) converse(ctx context.Context, conn *net.UnixConn) {
 		if err != nil {
 			return
 		}
-		var a changed
+		var a netctl.Changed
 		if err := n.change(message, file); err != nil {
 			a.Error = err.Error()
 		}
@@ -249,7 +218,7 @@ func (n *Net) converse(ctx context.Context, conn *net.UnixConn) {
 
 // receive returns a message and the descriptor that came with it, if one did.
 func receive(conn *net.UnixConn) (message []byte, file *os.File, err error) {
-	message, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
+	message, oob := make([]byte, netctl.MaxMessage), make([]byte, unix.CmsgSpace(4))
 	k, m, flags, _, err := conn.ReadMsgUnix(message, oob)
 	if err != nil {
 		return nil, nil, err
@@ -283,7 +252,7 @@ func receive(conn *net.UnixConn) (message []byte, file *os.File, err error) {
 
 // change carries out one message. It takes file, which may be nil, over.
 func (n *Net) change(message []byte, file *os.File) error {
-	var c Change
+	var c netctl.Change
 	d := json.NewDecoder(strings.NewReader(string(message)))
 	d.DisallowUnknownFields()
 	err := d.Decode(&c)
@@ -323,58 +292,13 @@ func (n *Net) change(message []byte, file *os.File) error {
 	return errors.New("nothing to change")
 }
 
-// Manager is a connection to a network's ServeChanges.
-type Manager struct{ conn *net.UnixConn }
-
-// DialManager connects to the socket at path. Close closes the connection.
-func DialManager(path string) (*Manager, error) {
-	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
-	if err != nil {
-		return nil, fmt.Errorf("network helper: %w: is it running?", err)
-	}
-	return &Manager{conn}, nil
-}
-
-// Close closes the connection.
-func (m *Manager) Close() error { return m.conn.Close() }
-
-// Do has the network carry out c. file is a guest's socket, of which the network gets a copy, or nil.
-func (m *Manager) Do(ctx context.Context, c Change, file *os.File) error {
-	b, err := json.Marshal(c)
-	if err != nil {
-		return err
-	}
-	stop := context.AfterFunc(ctx, func() { m.conn.Close() })
-	defer stop()
-	var oob []byte
-	if file != nil {
-		oob = unix.UnixRights(int(file.Fd()))
-	}
-	if _, _, err := m.conn.WriteMsgUnix(b, oob, nil); err != nil {
-		return fmt.Errorf("network helper: %w", err)
-	}
-	answer := make([]byte, maxMessage)
-	k, err := m.conn.Read(answer)
-	if err != nil {
-		return fmt.Errorf("network helper: %w", err)
-	}
-	var a changed
-	if err := json.Unmarshal(answer[:k], &a); err != nil {
-		return fmt.Errorf("network helper: answer %q: %w", answer[:k], err)
-	}
-	if a.Error != "" {
-		return errors.New(a.Error)
-	}
-	return nil
-}
-
 // Methods are what may be asked about the network over a control socket.
 func (n *Net) Methods() map[string]control.Handler {
 	return map[string]control.Handler{
 		"status": func(context.Context, *control.Call) (any, error) { return n.Status(), nil },
 		"leases": func(context.Context, *control.Call) (any, error) {
 			return struct {
-				Leases []Lease `json:"leases"`
+				Leases []netctl.Lease `json:"leases"`
 			}{n.Leases()}, nil
 		},
 	}

@@ -11,24 +11,17 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 )
 
 // maxGuests is how many guests a network can have.
 const maxGuests = 64
-
-// Config is what a Net is made from.
-type Config struct {
-	Network   network.Network
-	Guests    []network.Guest
-	Resolvers []netip.AddrPort // that DNS questions go to, if the network names none
-}
 
 // Net is a running network.
 type Net struct {
@@ -62,7 +55,7 @@ type table struct {
 }
 
 // New starts a network. It must be closed.
-func New(c Config, log *slog.Logger) (*Net, error) {
+func New(c netctl.Config, log *slog.Logger) (*Net, error) {
 	if err := c.Network.Validate(); err != nil {
 		return nil, err
 	}
@@ -230,41 +223,6 @@ func (n *Net) allows(p *port, d network.Direction, proto network.Protocol, other
 	return network.Allows(*n.rules.Load(), p.guest.Name, d, proto, other, portNumber)
 }
 
-// Status is what Net is doing.
-type Status struct {
-	Network string        `json:"network"`
-	Kind    network.Kind  `json:"kind"`
-	Gateway netip.Addr    `json:"gateway"`
-	Guests  []GuestStatus `json:"guests"`
-}
-
-// GuestStatus is a guest's part of Status. Counts are of frames unless they say otherwise, since the guest is known.
-type GuestStatus struct {
-	Name      string      `json:"name"`
-	MAC       network.MAC `json:"mac"`
-	Address   netip.Addr  `json:"address"`
-	Connected bool        `json:"connected"`
-
-	Sent          uint64 `json:"sent"` // by the guest
-	SentBytes     uint64 `json:"sent_bytes"`
-	Received      uint64 `json:"received"` // by the guest
-	ReceivedBytes uint64 `json:"received_bytes"`
-	Malformed     uint64 `json:"malformed"` // dropped: not what this network carries
-	Spoofed       uint64 `json:"spoofed"`   // dropped: from another's address
-	Refused       uint64 `json:"refused"`   // dropped: by the firewall
-	Overflow      uint64 `json:"overflow"`  // dropped: the guest did not take them in time, or has too many flows
-	TCP           int64  `json:"tcp"`       // connections to the outside, and forwarded ones
-	UDP           int64  `json:"udp"`       // flows to the outside
-}
-
-// Lease is an address that a guest has, whether it has asked for it by DHCP or not.
-type Lease struct {
-	Guest   string      `json:"guest"`
-	MAC     network.MAC `json:"mac"`
-	Address netip.Addr  `json:"address"`
-	Given   *time.Time  `json:"given,omitempty"` // when it was last given by DHCP
-}
-
 // sorted returns the ports by name.
 func (n *Net) sorted() []*port {
 	t := n.ports.Load()
@@ -276,8 +234,8 @@ func (n *Net) sorted() []*port {
 }
 
 // Status returns what n is doing.
-func (n *Net) Status() Status {
-	s := Status{Network: n.def.Name, Kind: n.def.Kind, Gateway: n.def.Gateway(), Guests: []GuestStatus{}}
+func (n *Net) Status() netctl.Status {
+	s := netctl.Status{Network: n.def.Name, Kind: n.def.Kind, Gateway: n.def.Gateway(), Guests: []netctl.GuestStatus{}}
 	for _, p := range n.sorted() {
 		s.Guests = append(s.Guests, p.status())
 	}
@@ -285,10 +243,10 @@ func (n *Net) Status() Status {
 }
 
 // Leases returns the addresses of all guests.
-func (n *Net) Leases() []Lease {
-	leases := []Lease{}
+func (n *Net) Leases() []netctl.Lease {
+	leases := []netctl.Lease{}
 	for _, p := range n.sorted() {
-		leases = append(leases, Lease{p.guest.Name, p.guest.MAC, p.guest.Address, p.given.Load()})
+		leases = append(leases, netctl.Lease{Guest: p.guest.Name, MAC: p.guest.MAC, Address: p.guest.Address, Given: p.given.Load()})
 	}
 	return leases
 }

@@ -23,6 +23,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/internal/framing"
 )
 
@@ -649,7 +650,7 @@ func TestManage(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go n.ServeChanges(ctx, l)
-	m, err := DialManager(filepath.Join(dir, "manage"))
+	m, err := netctl.DialManager(filepath.Join(dir, "manage"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -664,16 +665,16 @@ func TestManage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	do := func(c Change, file *os.File, ok bool) {
+	do := func(c netctl.Change, file *os.File, ok bool) {
 		t.Helper()
 		if err := m.Do(ctx, c, file); (err == nil) != ok {
 			t.Errorf("%+v: %v, want ok = %v", c, err, ok)
 		}
 	}
-	do(Change{}, nil, false)
-	do(Change{Guest: &alice}, nil, false)
-	do(Change{Remove: "alice"}, f, false)
-	do(Change{Guest: &alice}, f, true)
+	do(netctl.Change{}, nil, false)
+	do(netctl.Change{Guest: &alice}, nil, false)
+	do(netctl.Change{Remove: "alice"}, f, false)
+	do(netctl.Change{Guest: &alice}, f, true)
 	for range 2 {
 		conn, err := net.Dial("unix", path)
 		if err != nil {
@@ -685,16 +686,16 @@ func TestManage(t *testing.T) {
 	}
 	same := bob
 	same.Address = alice.Address
-	do(Change{Guest: &same}, f, false)
+	do(netctl.Change{Guest: &same}, f, false)
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	do(Change{Guest: &bob}, null, false)
-	do(Change{Rules: &[]network.Rule{{Direction: network.Out, Action: network.Deny}}}, nil, true)
-	do(Change{Remove: "alice"}, nil, true)
-	do(Change{Remove: "alice"}, nil, false)
+	do(netctl.Change{Guest: &bob}, null, false)
+	do(netctl.Change{Rules: &[]network.Rule{{Direction: network.Out, Action: network.Deny}}}, nil, true)
+	do(netctl.Change{Remove: "alice"}, nil, true)
+	do(netctl.Change{Remove: "alice"}, nil, false)
 }
 
 // A network ends while its guests send.

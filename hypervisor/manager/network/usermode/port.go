@@ -9,6 +9,7 @@ import (
 
 	"github.com/lodgehv/lodge/hypervisor/control"
 	"github.com/lodgehv/lodge/hypervisor/manager/network"
+	"github.com/lodgehv/lodge/hypervisor/manager/network/netctl"
 	"github.com/lodgehv/lodge/internal/framing"
 )
 
@@ -163,11 +164,11 @@ func (p *port) output(parts ...[]byte) {
 	}
 }
 
-func (p *port) status() GuestStatus {
+func (p *port) status() netctl.GuestStatus {
 	p.mu.Lock()
 	connected := p.conn != nil
 	p.mu.Unlock()
-	return GuestStatus{
+	return netctl.GuestStatus{
 		Name: p.guest.Name, MAC: p.guest.MAC, Address: p.guest.Address, Connected: connected,
 		Sent: p.sent.Load(), SentBytes: p.sentBytes.Load(), Received: p.received.Load(), ReceivedBytes: p.receivedBytes.Load(),
 		Malformed: p.malformed.Load(), Spoofed: p.spoofed.Load(), Refused: p.refused.Load(), Overflow: p.overflow.Load(),

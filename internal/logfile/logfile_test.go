@@ -1,4 +1,4 @@
-package main
+package logfile
 
 import (
 	"fmt"
@@ -9,14 +9,14 @@ import (
 )
 
 // What a guest prints takes no more than two files, and the last of it is there.
-func TestLogFile(t *testing.T) {
+func TestFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "serial.log")
 	if err := os.WriteFile(path, []byte("of an earlier run\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var all strings.Builder
 	for range 2 { // opened twice, as by two runs
-		l, err := openLogFile(path)
+		l, err := Open(path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,8 +54,8 @@ func TestLogFile(t *testing.T) {
 }
 
 // A device is not renamed, nor does a file grow that cannot be.
-func TestLogFileFixed(t *testing.T) {
-	l, err := openLogFile(os.DevNull)
+func TestFixed(t *testing.T) {
+	l, err := Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestLogFileFixed(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(path+".1", "in the way"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	full, err := openLogFile(path)
+	full, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,5 +81,31 @@ func TestLogFileFixed(t *testing.T) {
 	}
 	if n, err := full.Write(make([]byte, 8)); n != 0 || err == nil {
 		t.Errorf("write to a full file: %d, %v", n, err)
+	}
+}
+
+// A file that was handed over, such as the log of lodge-vmm itself, is emptied when it is full: there is no path to another.
+func TestHanded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vmm.log")
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l, err := Handed(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.limit = 100
+	for i := range 100 {
+		if _, err := fmt.Fprintf(l, "line %d\n", i); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Stat(path); err != nil || st.Size() > l.limit {
+			t.Fatalf("after %d lines it has %d bytes, %v", i+1, st.Size(), err)
+		}
+	}
+	if b, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(b), "line ") || !strings.HasSuffix(string(b), "line 99\n") {
+		t.Errorf("%q, %v", b, err)
 	}
 }

@@ -1,4 +1,5 @@
-package main
+// Package logfile bounds what is written to a log.
+package logfile
 
 import (
 	"errors"
@@ -6,12 +7,12 @@ import (
 	"os"
 )
 
-// logFileSize bounds a file that a guest writes to, in bytes. One older file of that size is kept.
-const logFileSize = 16 << 20
+// Size bounds a file, in bytes. One older file of that size is kept.
+const Size = 16 << 20
 
-// logFile is a file that takes what a guest prints. When it is full it is renamed to PATH.1, in place of the one before,
+// File is a file that takes what a guest prints, or a program says. When it is full it is renamed to PATH.1, in place of the one before,
 // and begun anew. What is no regular file, such as /dev/null, is written to as it is.
-type logFile struct {
+type File struct {
 	path    string
 	limit   int64
 	f       *os.File
@@ -20,12 +21,13 @@ type logFile struct {
 	handed  bool // there is no path to another one
 }
 
-func openLogFile(path string) (*logFile, error) {
-	l := &logFile{path: path, limit: logFileSize}
+// Open opens the file at path, or makes it.
+func Open(path string) (*File, error) {
+	l := &File{path: path, limit: Size}
 	return l, l.open()
 }
 
-func (l *logFile) open() error {
+func (l *File) open() error {
 	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -38,18 +40,18 @@ func (l *logFile) open() error {
 	return nil
 }
 
-// handedLogFile is a logFile over f, which was opened to append. When it is full it is emptied: to keep more is the business
+// Handed returns a File over f, which was opened to append. When it is full it is emptied: to keep more is the business
 // of whoever opened it.
-func handedLogFile(f *os.File) (*logFile, error) {
+func Handed(f *os.File) (*File, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	return &logFile{path: f.Name(), limit: logFileSize, f: f, size: st.Size(), regular: st.Mode().IsRegular(), handed: true}, nil
+	return &File{path: f.Name(), limit: Size, f: f, size: st.Size(), regular: st.Mode().IsRegular(), handed: true}, nil
 }
 
-// Write implements io.Writer. One call at a time. If the full file cannot be renamed, what the guest prints is lost.
-func (l *logFile) Write(p []byte) (int, error) {
+// Write implements io.Writer. One call at a time. If the full file cannot be renamed, what is written is lost.
+func (l *File) Write(p []byte) (int, error) {
 	if l.regular && l.size > 0 && l.size+int64(len(p)) > l.limit {
 		if err := l.rotate(); err != nil {
 			return 0, err
@@ -60,7 +62,7 @@ func (l *logFile) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func (l *logFile) rotate() error {
+func (l *File) rotate() error {
 	if l.handed {
 		l.size = 0
 		return l.f.Truncate(0)
@@ -76,4 +78,4 @@ func (l *logFile) rotate() error {
 }
 
 // Close closes the file.
-func (l *logFile) Close() error { return l.f.Close() }
+func (l *File) Close() error { return l.f.Close() }

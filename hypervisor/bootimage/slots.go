@@ -1,0 +1,248 @@
+package bootimage
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+)
+
+// ESP is an EFI system partition. Names are relative and have slashes. What a method has done is on the disk when it returns; a power
+// cut before that leaves the file system's other files whole.
+type ESP interface {
+	// ReadDir returns the names in a directory, sorted; fs.ErrNotExist if there is none.
+	ReadDir(name string) ([]string, error)
+	ReadFile(name string) ([]byte, error)
+	// WriteFile makes a file, and the directories above it, or replaces it, but not at once.
+	WriteFile(name string, data []byte) error
+	// Rename gives a file another name in its directory, at once.
+	Rename(from, to string) error
+	Remove(name string) error
+	Close() error
+}
+
+// Places on an ESP.
+const (
+	slotDir    = "EFI/Linux"
+	unfinished = slotDir + "/lodge.new" // not a name that a boot manager takes
+	removable  = "EFI/BOOT/BOOTX64.EFI" // what firmware starts from a disk that it knows nothing of
+	loaderConf = "loader/loader.conf"
+)
+
+// DefaultTries is how often a new slot may fail to come up.
+const DefaultTries = 3
+
+// Slot is a UKI on an ESP. The boot manager takes the one of the highest generation that has tries left or is good, and before it
+// starts one that is not good yet, takes a try off.
+type Slot struct {
+	Generation int
+	// Good says that it came up once: it is not counted.
+	Good bool
+	// Left is how often a slot that is not good may still be tried, and Done how often it was.
+	Left, Done int
+	name       string // in slotDir
+}
+
+// Failed reports whether the slot has no tries left: it is started only if there is no other.
+func (s Slot) Failed() bool { return !s.Good && s.Left == 0 }
+
+func (s Slot) path() string { return path.Join(slotDir, s.name) }
+
+var slotForm = regexp.MustCompile(`^lodge-([1-9][0-9]{0,8})(?:\+([0-9]{1,4})(?:-([0-9]{1,4}))?)?\.efi$`)
+
+// parseSlot returns the slot of a file's name; ok is false if it is none.
+func parseSlot(name string) (s Slot, ok bool) {
+	m := slotForm.FindStringSubmatch(name)
+	if m == nil {
+		return s, false
+	}
+	s = Slot{Good: m[2] == "", name: name}
+	for to, digits := range map[*int]string{&s.Generation: m[1], &s.Left: m[2], &s.Done: m[3]} {
+		*to, _ = strconv.Atoi(digits) // "" is 0
+	}
+	return s, true
+}
+
+// Slots returns the slots of an ESP in the order in which the boot manager prefers them. It is an error if there is none.
+func Slots(esp ESP) ([]Slot, error) {
+	names, err := esp.ReadDir(slotDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var slots []Slot
+	for _, n := range names {
+		if s, ok := parseSlot(n); ok {
+			slots = append(slots, s)
+		}
+	}
+	if len(slots) == 0 {
+		return nil, fmt.Errorf("no slot of Lodge in %s: install it first", slotDir)
+	}
+	slices.SortFunc(slots, func(a, b Slot) int {
+		if a.Failed() != b.Failed() {
+			if a.Failed() {
+				return 1
+			}
+			return -1
+		}
+		return cmp.Or(cmp.Compare(b.Generation, a.Generation), cmp.Compare(a.name, b.name))
+	})
+	return slots, nil
+}
+
+// Install puts the boot manager and a first, good slot on an ESP. Another program in the place where firmware looks on a disk that
+// it does not know is not replaced: that is an error.
+func Install(esp ESP, manager, uki []byte) error {
+	if _, err := Slots(esp); err == nil {
+		return errors.New("a slot of Lodge is there: update it instead")
+	}
+	if old, err := esp.ReadFile(removable); err == nil && !bytes.Equal(old, manager) {
+		return fmt.Errorf("%s is another system's: move it away, or give Lodge a disk of its own", removable)
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// The boot manager last: without it the disk is as it was before.
+	if err := writeSlot(esp, Slot{Generation: 1, Good: true, name: "lodge-1.efi"}, uki); err != nil {
+		return err
+	}
+	if _, err := esp.ReadFile(loaderConf); errors.Is(err, fs.ErrNotExist) {
+		// No menu, unless the space bar is held; no change of the command line.
+		if err := esp.WriteFile(loaderConf, []byte("timeout 0\neditor no\n")); err != nil {
+			return err
+		}
+	}
+	return esp.WriteFile(removable, manager)
+}
+
+// Update puts a UKI into the slot that is not needed to fall back to, to be tried first at the next starts, tries times at most.
+func Update(esp ESP, uki []byte, tries int) (Slot, error) {
+	if tries < 1 || tries > 9 {
+		return Slot{}, fmt.Errorf("%d tries: 1 to 9", tries)
+	}
+	slots, err := Slots(esp)
+	if err != nil {
+		return Slot{}, err
+	}
+	// The newest that has come up is kept, or else the one that would be started.
+	keep := slots[max(slices.IndexFunc(slots, func(s Slot) bool { return s.Good }), 0)]
+	newest := keep.Generation
+	for _, s := range slots {
+		newest = max(newest, s.Generation)
+		if s.name == keep.name {
+			continue
+		}
+		if err := esp.Remove(s.path()); err != nil {
+			return Slot{}, err
+		}
+	}
+	s := Slot{Generation: newest + 1, Left: tries, name: fmt.Sprintf("lodge-%d+%d.efi", newest+1, tries)}
+	return s, writeSlot(esp, s, uki)
+}
+
+// writeSlot writes a slot under a name that nobody starts, and renames it when it is there.
+func writeSlot(esp ESP, s Slot, uki []byte) error {
+	if _, err := parsePE(uki); err != nil {
+		return fmt.Errorf("UKI: %w", err)
+	}
+	if err := removeUnfinished(esp); err != nil {
+		return err
+	}
+	if err := esp.WriteFile(unfinished, uki); err != nil {
+		return errors.Join(err, esp.Remove(unfinished))
+	}
+	back, err := esp.ReadFile(unfinished)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(back, uki) {
+		return fmt.Errorf("%s does not read as it was written: the disk fails", unfinished)
+	}
+	return esp.Rename(unfinished, s.path())
+}
+
+// removeUnfinished removes what an update has left that was cut. Where a file is renamed in two steps, the old and the new name can
+// both be there afterwards, of one and the same content: to remove that would free a slot's clusters.
+func removeUnfinished(esp ESP) error {
+	left, err := esp.ReadFile(unfinished)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		slots, _ := Slots(esp) // none is none
+		for _, s := range slots {
+			if b, err := esp.ReadFile(s.path()); err == nil && len(b) > 0 && bytes.Equal(b, left) {
+				return fmt.Errorf("%s and %s may share their content: run fsck.fat -a on the ESP, then remove the former", unfinished, s.path())
+			}
+		}
+	}
+	return esp.Remove(unfinished)
+}
+
+// Rollback has the boot manager prefer the other slot from the next start on, and returns that one.
+func Rollback(esp ESP) (Slot, error) {
+	slots, err := Slots(esp)
+	if err != nil {
+		return Slot{}, err
+	}
+	if len(slots) < 2 || slots[1].Failed() {
+		return Slot{}, errors.New("there is no other slot that could start")
+	}
+	s := slots[0]
+	return slots[1], esp.Rename(s.path(), path.Join(slotDir, fmt.Sprintf("lodge-%d+0-%d.efi", s.Generation, s.Done)))
+}
+
+// MarkGood says that a slot has come up. Its file is what RunningSlot returns; "" says that nothing is counted, so nothing is done.
+func MarkGood(esp ESP, file string) (Slot, error) {
+	slots, err := Slots(esp)
+	if err != nil {
+		return Slot{}, err
+	}
+	if file == "" {
+		return slots[0], nil
+	}
+	running, ok := parseSlot(path.Base(file))
+	i := slices.IndexFunc(slots, func(s Slot) bool { return s.Generation == running.Generation })
+	if !ok || i < 0 {
+		return Slot{}, fmt.Errorf("%s was started, but it is not among the slots of this ESP", file)
+	}
+	if slots[i].Good {
+		return slots[i], nil
+	}
+	good := Slot{Generation: running.Generation, Good: true, name: fmt.Sprintf("lodge-%d.efi", running.Generation)}
+	return good, esp.Rename(slots[i].path(), good.path())
+}
+
+// bootCountVariable is where the boot manager says which file it has started, if it counts that file's tries. Boot Loader Interface.
+const bootCountVariable = "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+
+// RunningSlot returns the file of the slot that runs, on its ESP, or "" if it has come up before. Variables is where efivarfs is
+// mounted: /sys/firmware/efi/efivars.
+func RunningSlot(variables string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(variables, bootCountVariable))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	const attributes = 4 // before the value
+	if len(b) < attributes || len(b)%2 != 0 {
+		return "", fmt.Errorf("%s: not a text of UTF-16", bootCountVariable)
+	}
+	units := make([]uint16, len(b)/2-attributes/2)
+	for i := range units {
+		units[i] = binary.LittleEndian.Uint16(b[attributes+2*i:])
+	}
+	text := strings.TrimRight(string(utf16.Decode(units)), "\x00")
+	return strings.TrimPrefix(strings.ReplaceAll(text, `\`, "/"), "/"), nil
+}
