@@ -15,9 +15,12 @@ import (
 	"slices"
 	"syscall"
 	"text/tabwriter"
+
+	"github.com/lodgehv/lodge/hypervisor/manager/cell"
 )
 
 func main() {
+	cell.RunInit(os.Args)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	var err error
 	if other := otherSide(os.Args[1:]); other != nil {
@@ -92,7 +95,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 
 // figures are all that can be measured. guests, which is started when one of them needs it, is the caller's to close.
 func figures(vmm, seat, dir string, guests *pair) []figure {
-	return slices.Concat(processes(vmm, dir), []figure{managed(vmm, dir), exits(dir), restore(dir)}, switches(dir), []figure{keys(dir)}, updates(dir), []figure{idle(seat, dir)}, []figure{starts(vmm)}, transfers(guests))
+	return slices.Concat(processes(vmm, dir), []figure{managed(vmm, dir), exits(dir), restore(dir)}, switches(dir), []figure{keys(dir)}, updates(dir),
+		[]figure{idle(seat, dir)}, snapshots(vmm, dir), []figure{starts(vmm)}, transfers(guests))
 }
 
 func write(file string, results []result) error {

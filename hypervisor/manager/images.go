@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -212,7 +213,7 @@ func (g *guest) export(ctx context.Context, def *store.Guest, dst *os.File, prog
 		Name: def.Name, CPUs: def.CPUs, Memory: int64(def.Memory), Firmware: "bios",
 	}}
 	for _, n := range def.NICs {
-		opt.Machine.NICs = append(opt.Machine.NICs, format.OVFNIC{Network: n.Name, MAC: n.MAC})
+		opt.Machine.NICs = append(opt.Machine.NICs, format.OVFNIC{Network: cmp.Or(n.Network, n.Name), MAC: n.MAC})
 	}
 	var disks []*os.File
 	defer func() {

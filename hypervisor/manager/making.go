@@ -230,7 +230,7 @@ func (m *Manager) freeCID() uint32 {
 }
 
 // ImportGuest makes a guest of what a file or a server has: of an OVA with the machine that it describes, of a disk image with
-// one processor and 1 GiB of memory. Without a name it gets that of the file.
+// one processor, 1 GiB of memory and a network card. Without a name it gets that of the file.
 func (m *Manager) ImportGuest(poolName, name string, src Source, opt pool.ImportOptions) (job uint64, err error) {
 	defer func() {
 		if err != nil {
@@ -281,7 +281,7 @@ const (
 func machineText(poolName, name string, done *pool.Imported) ([]byte, error) {
 	o := done.Machine
 	if o == nil {
-		o = &format.Machine{}
+		o = &format.Machine{NICs: []format.OVFNIC{{}}}
 	}
 	if o.Firmware == "efi" {
 		return nil, fmt.Errorf("the machine starts by UEFI firmware, which there is none of: import its disks alone, and define a guest that has a kernel")
@@ -298,6 +298,9 @@ func machineText(poolName, name string, done *pool.Imported) ([]byte, error) {
 		if i.ReadOnly {
 			b.WriteString("readonly = true\n")
 		}
+	}
+	if len(o.NICs) > 0 { // a guest has one card on a network
+		b.WriteString("\n[[nic]]\nname = \"net\"\nnetwork = \"default\"\n")
 	}
 	b.WriteString("\n[display]\ncard = \"vga\"\n")
 	return []byte(b.String()), nil

@@ -286,7 +286,7 @@ func TestOVA(t *testing.T) {
 	r := newRig(t)
 	r.must(r.ImportImage("default", "root", r.file("x.raw", []byte("one")), pool.ImportOptions{}))
 	r.must(r.ImportImage("default", "data", r.file("y.raw", []byte("two")), pool.ImportOptions{}))
-	r.define("a", "", "cpus = 3", `disk = [{ name = "root", image = "root" }, { name = "data", image = "data" }]`)
+	r.define("a", "", "cpus = 3", `nic = [{ name = "lan", network = "default" }]`, `disk = [{ name = "root", image = "root" }, { name = "data", image = "data" }]`)
 	ova := filepath.Join(r.dir, "a.ova")
 	dst, err := os.Create(ova)
 	if err != nil {
@@ -299,7 +299,7 @@ func TestOVA(t *testing.T) {
 	}
 	r.must(r.ImportGuest("default", "b", Source{File: f}, pool.ImportOptions{}))
 	b, err := r.store.Get("b")
-	if err != nil || b.CPUs != 3 || b.Memory != 64<<20 || len(b.Disks) != 2 || r.begins("default", "b") != "one" || r.begins("default", "b-2") != "two" {
+	if err != nil || b.CPUs != 3 || b.Memory != 64<<20 || len(b.Disks) != 2 || len(b.NICs) != 1 || b.NICs[0].Network != "default" || r.begins("default", "b") != "one" || r.begins("default", "b-2") != "two" {
 		t.Errorf("%+v, %v", b, err)
 	}
 	// Of a disk image.
@@ -426,5 +426,57 @@ func TestFinishMaking(t *testing.T) {
 	}
 	if left := glob(r.dir, "var/making/*"); left != nil {
 		t.Errorf("left over: %v", left)
+	}
+}
+
+// Space that runs out is told before there is none, and nothing is imported into the last of it.
+func TestSpaceLow(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts a file system")
+	}
+	r := newRig(t)
+	small := filepath.Join(r.dir, "small")
+	if err := os.Mkdir(small, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("lodge-test", small, "tmpfs", 0, "size=100M"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(small, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	ballast := filepath.Join(small, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 95<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.poolFile("small", fmt.Sprintf("path = %q\n", small))
+	heard := r.Subscribe()
+	defer heard.Close()
+	if err := r.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	level := func(want pool.Level) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		for {
+			e, err := heard.Next(ctx)
+			if err != nil {
+				t.Fatalf("pools are never %v: %+v", want, r.Pools())
+			}
+			if pools := r.Pools(); e.Kind == PoolChanged && pools[len(pools)-1].Level == want {
+				return
+			}
+		}
+	}
+	level(pool.Low)
+	if err := os.WriteFile(ballast, make([]byte, 98<<20+512<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	level(pool.Critical)
+	if err := r.run(r.ImportImage("small", "a", r.file("a.raw", bytes.Repeat([]byte{1}, 4<<20)), pool.ImportOptions{})); !errors.Is(err, pool.ErrNoSpace) {
+		t.Errorf("an import into the last space: %v", err)
 	}
 }

@@ -133,7 +133,7 @@ func (g *guest) serve(ctx context.Context, def *store.Guest) error {
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", k.Name, err)
 		}
-		_, err = storaged.Start(ctx, storaged.Config{Name: g.name + "." + k.Name, Socket: def.Definition.Disks[i].Socket, PIDFile: g.pidFile(k.Name),
+		err = g.startDaemon(ctx, storaged.Config{Name: g.name + "." + k.Name, Socket: def.Definition.Disks[i].Socket, PIDFile: g.pidFile(k.Name),
 			Image: of, ReadOnly: k.ReadOnly, Queues: def.CPUs, Log: g.log})
 		clear(of.Secret)
 		if err != nil {
@@ -142,6 +142,36 @@ func (g *guest) serve(ctx context.Context, def *store.Guest) error {
 	}
 	return nil
 }
+
+// startDaemon starts one. If a manager was killed as it started it, that one may only now be found.
+func (g *guest) startDaemon(ctx context.Context, cfg storaged.Config) error {
+	for deadline := time.Now().Add(strayLimit); ; {
+		_, err := storaged.Start(ctx, cfg)
+		if !errors.Is(err, storaged.ErrInUse) || time.Now().After(deadline) {
+			return err
+		}
+		if pid, ok := storaged.PID(cfg.PIDFile); ok {
+			if p, e := openProcess(pid, 0); e == nil {
+				err = p.kill(unix.SIGTERM)
+				p.close()
+				if err != nil {
+					return err
+				}
+			}
+		}
+		select {
+		case <-time.After(strayPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// How long a start waits for an image that is in use, and how often it looks.
+const (
+	strayLimit = 5 * time.Second
+	strayPause = 100 * time.Millisecond
+)
 
 // daemon is a storage daemon of a guest.
 type daemon struct {

@@ -21,7 +21,7 @@ const (
 	View    Action = client.BusName + ".view"    // see guests, jobs, statistics and pictures of screens
 	Switch  Action = client.BusName + ".switch"  // choose which guest the seat shows
 	Control Action = client.BusName + ".control" // start, stop, pause, save; read what guests print
-	Define  Action = client.BusName + ".define"  // add, change and delete guests and snapshots
+	Define  Action = client.BusName + ".define"  // add, change, delete, copy, import and export guests, snapshots and images
 	Host    Action = client.BusName + ".host"    // all guests at once, and what concerns the machine itself
 )
 

@@ -20,6 +20,9 @@ const (
 	LUKS  = "luks" // a raw disk, encrypted
 )
 
+// ErrInUse says that another guest, or another daemon, has the image.
+var ErrInUse = errors.New("in use by another guest")
+
 // Image is what a disk's content is in. One of Path and URL is set.
 type Image struct {
 	Path   string // a file or block device; absolute
@@ -107,7 +110,7 @@ func (i *Image) lock(readOnly bool) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s is in use by another guest: stop that one, or make the disk read-only in both", i.Path)
+			return nil, fmt.Errorf("%s is %w: stop that one, or make the disk read-only in both", i.Path, ErrInUse)
 		}
 		return nil, fmt.Errorf("lock %s: %w", i.Path, err)
 	}

@@ -34,7 +34,7 @@ const (
 type Config struct {
 	Name     string // for messages, such as "work.root"
 	Socket   string // where to listen: a path of at most 107 bytes. What is there is replaced
-	PIDFile  string // gets the daemon's number, before Start returns; "" is none. See PID
+	PIDFile  string // gets the daemon's number, as soon as there is one; "" is none. See PID
 	Image    Image
 	ReadOnly bool         // the guest must not write
 	Queues   int          // request queues; 0 is 1
@@ -112,6 +112,11 @@ func start(ctx context.Context, cfg Config) (*Daemon, error) {
 	if err := d.cmd.Start(); err != nil {
 		endLog()
 		return nil, errors.Join(err, os.Remove(cfg.Socket))
+	}
+	if cfg.PIDFile != "" { // the daemon writes it too, but only when it has opened its image
+		if err := os.WriteFile(cfg.PIDFile, []byte(strconv.Itoa(d.cmd.Process.Pid)), 0o600); err != nil {
+			cfg.Log.Error("PID file of a storage daemon", "err", err)
+		}
 	}
 	go func() {
 		d.err = d.cmd.Wait()
