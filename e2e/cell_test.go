@@ -113,7 +113,11 @@ func testInhabitant(ctx context.Context, t *testing.T, nb *notebook.Notebook) {
 	const trace = `set -e
 cd /sys/kernel/tracing
 echo 1 >options/event-fork
-ls /proc/%s/task >set_event_pid
+known=
+while now=$(ls /proc/%s/task); [ "$now" != "$known" ]; do # a thread may begin before its parent is known
+	echo $now >>set_event_pid
+	known=$now
+done
 echo 'hist:keys=id.syscall' >events/raw_syscalls/sys_enter/trigger`
 	if _, err := nb.Shell(ctx, fmt.Sprintf(trace, pid[1])); err != nil {
 		t.Fatal(err)
