@@ -68,14 +68,14 @@ func readFAT(d Disk, start, size int64) (*fat, error) {
 	f := &fat{disk: d, start: start, tables: int(b[16]), root: le.Uint32(b[44:])}
 	total, perTable := int64(le.Uint32(b[32:])), int64(le.Uint32(b[36:]))
 	if b[510] != 0x55 || b[511] != 0xaa || le.Uint16(b[11:]) != fatSector || perCluster == 0 || perCluster&(perCluster-1) != 0 ||
-		f.tables < 1 || f.tables > 2 || perTable == 0 || total*fatSector > size {
+		reserved == 0 || f.tables < 1 || f.tables > 2 || perTable == 0 || total*fatSector > size {
 		return nil, errNotFAT
 	}
 	f.clusterSize = perCluster * fatSector
 	f.table, f.copies = reserved*fatSector, perTable*fatSector
 	f.data = f.table + int64(f.tables)*f.copies
 	clusters := (total*fatSector - f.data) / f.clusterSize
-	if clusters <= 0 || (clusters+fatFirst)*4 > f.copies {
+	if clusters <= 0 || (clusters+fatFirst)*4 > f.copies || f.root < fatFirst || int64(f.root) >= clusters+fatFirst {
 		return nil, errNotFAT
 	}
 	raw := make([]byte, (clusters+fatFirst)*4) // at most a 128th of the disk

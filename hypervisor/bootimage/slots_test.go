@@ -590,6 +590,14 @@ func FuzzFAT(f *testing.F) {
 	}
 	must(f, mend(disk(boot, table, data), 0, size))
 	f.Add(boot, table, data)
+	for _, field := range []int{14, 44} { // a table in place of the boot sector; no root directory
+		bad := slices.Clone(boot)
+		clear(bad[field : field+2])
+		if mend(disk(bad, table, data), 0, size) == nil {
+			f.Errorf("a boot sector with 0 at %d is taken", field)
+		}
+		f.Add(bad, table, data)
+	}
 	f.Fuzz(func(t *testing.T, boot, table, data []byte) {
 		d := disk(boot, table, data)
 		if mend(d, 0, size) != nil {
