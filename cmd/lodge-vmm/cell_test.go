@@ -83,6 +83,7 @@ type inhabitant struct {
 	guest vmm.Guest
 	nic   net.Listener // where its network card is connected
 	err   *os.File     // lodge-vmm's log
+	pid   int          // lodge-vmm
 
 	daemon func() (end func()) // starts what serves the disk of a guest that another process serves it for
 }
@@ -207,16 +208,24 @@ func (p painted) MoveCursor(image.Point) {}
 
 // live has the guest do what guests do, and be done to what is done to them: it boots, is watched, paused, saved and restored.
 // start starts a process of it, and wait waits for its end.
+// ended waits for lodge-vmm's end. One that does not end says in its log where it is.
+func (i *inhabitant) ended(t *testing.T, gone <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-gone:
+	case <-time.After(patience):
+		if err := unix.Kill(i.pid, unix.SIGQUIT); err == nil {
+			select {
+			case <-gone:
+			case <-time.After(10 * time.Second):
+			}
+		}
+		t.Fatal("lodge-vmm does not end")
+	}
+}
+
 func (i *inhabitant) live(t *testing.T, start func() (gone <-chan struct{})) {
 	gone := start()
-	end := func() {
-		t.Helper()
-		select {
-		case <-gone:
-		case <-time.After(patience):
-			t.Fatal("lodge-vmm does not end")
-		}
-	}
 	i.await(t, "debug.log", "Booting from Hard Disk", gone) // it has read from the disk
 	i.watch(t)
 	serial := i.connect(t, "serial.sock")
@@ -246,7 +255,7 @@ func (i *inhabitant) live(t *testing.T, start func() (gone <-chan struct{})) {
 	i.call(t, "pause", nil)
 	i.save(t, saved)
 	i.call(t, "quit", nil)
-	end()
+	i.ended(t, gone)
 	i.guest.Restore = saved
 	gone = start()
 	i.awaitSocket(t, gone)
@@ -258,7 +267,7 @@ func (i *inhabitant) live(t *testing.T, start func() (gone <-chan struct{})) {
 	i.call(t, "pause", nil)
 	i.save(t, saved)
 	i.call(t, "quit", nil)
-	end()
+	i.ended(t, gone)
 	if b, err := os.ReadFile(i.path("outcome")); err != nil || !strings.Contains(string(b), `"reason":"closed"`) {
 		t.Errorf("outcome %q, %v", b, err)
 	}
@@ -298,14 +307,6 @@ func (i *inhabitant) liveFar(t *testing.T, start func() (gone <-chan struct{})) 
 		return vmm.Connect(i.path("far.sock"))
 	})
 	i.guest.Broker = ask
-	ended := func(gone <-chan struct{}) {
-		t.Helper()
-		select {
-		case <-gone:
-		case <-time.After(patience):
-			t.Fatal("lodge-vmm does not end")
-		}
-	}
 	gone := start()
 	i.await(t, "debug.log", "Booting from Hard Disk", gone)
 	end()
@@ -323,12 +324,12 @@ func (i *inhabitant) liveFar(t *testing.T, start func() (gone <-chan struct{})) 
 	}
 	i.save(t, i.path("saved"))
 	i.call(t, "quit", nil)
-	ended(gone)
+	i.ended(t, gone)
 	i.guest.Restore = i.path("saved")
 	gone = start()
 	i.awaitSocket(t, gone)
 	i.call(t, "quit", nil)
-	ended(gone)
+	i.ended(t, gone)
 }
 
 func (i *inhabitant) save(t *testing.T, dir string) {
@@ -452,6 +453,7 @@ func (i *inhabitant) inCell(t *testing.T) func() (gone <-chan struct{}) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		i.pid = p.Pid
 		for _, l := range p.Lacks {
 			t.Logf("the cell lacks %v", l)
 		}

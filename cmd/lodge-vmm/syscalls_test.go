@@ -33,7 +33,11 @@ func (i *inhabitant) traced(tr *seccomptest.Trace, program string) (<-chan error
 	}
 	cmd.Env = append(os.Environ(), "LISTEN_FDS="+strconv.Itoa(len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	cmd.Stdout, cmd.Stderr = i.err, i.err
-	return tr.Start(cmd)
+	ended, err := tr.Start(cmd)
+	if err == nil {
+		i.pid = cmd.Process.Pid
+	}
+	return ended, err
 }
 
 // elsewhere has who needs what. What drivers need is what a real guest does in the notebook, where TestCell sees it made.
