@@ -33,7 +33,7 @@ func (d *Desk) StartSeat() error {
 	out, in := io.Pipe()
 	s := &Seat{told: make(chan struct{})}
 	var err error
-	s.Process, err = d.Notebook.Client.Start(rpc.Cmd{Args: []string{"/tools/bin/lodge-seat", "--events", seatFile}, Stdout: in, Stderr: in})
+	s.Process, err = d.Notebook.Client.Start(rpc.Cmd{Args: []string{"/tools/bin/lodge-seat", "--manager", "system", "--events", seatFile}, Stdout: in, Stderr: in})
 	if err != nil {
 		return fmt.Errorf("lodge-seat: %w", err)
 	}
