@@ -243,30 +243,51 @@ func (c *defineCommand) Run(ctx context.Context, m *manageCommands, out io.Write
 	})
 }
 
-// defineFiles calls define for what is in each file, the later ones also if one fails.
+// defineFiles calls define for what is in each file. One may need another that is named later: those that fail are tried again
+// for as long as others succeed.
 func (m *manageCommands) defineFiles(ctx context.Context, files []string, define func(c *client.Client, text string) error) error {
 	k, err := m.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer k.Close()
-	var errs []error
+	var unread []error
+	var texts []string
 	for _, file := range files {
-		in := io.NopCloser(os.Stdin)
-		if file != "-" {
-			if in, err = os.Open(file); err != nil {
-				errs = append(errs, err)
-				continue
+		text, err := readDefinition(file)
+		if err != nil {
+			unread = append(unread, err)
+			continue
+		}
+		texts = append(texts, text)
+	}
+	for {
+		var errs []error
+		var failed []string
+		for _, text := range texts {
+			if err := define(k, text); err != nil {
+				errs, failed = append(errs, err), append(failed, text)
 			}
 		}
-		text, err := io.ReadAll(io.LimitReader(in, maxDefinition))
-		in.Close()
-		if err == nil {
-			err = define(k, string(text))
+		if len(failed) == 0 || len(failed) == len(texts) || ctx.Err() != nil {
+			return errors.Join(append(unread, errs...)...)
 		}
-		errs = append(errs, err)
+		texts = failed
 	}
-	return errors.Join(errs...)
+}
+
+func readDefinition(file string) (string, error) {
+	in := io.NopCloser(os.Stdin)
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return "", err
+		}
+		in = f
+	}
+	defer in.Close()
+	text, err := io.ReadAll(io.LimitReader(in, maxDefinition))
+	return string(text), err
 }
 
 type editCommand struct {
