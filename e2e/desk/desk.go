@@ -250,19 +250,9 @@ func (d *Desk) AwaitDesktop(ctx context.Context, k Desktop, name string) (image.
 		if own >= 0.2 && others == 0 {
 			return img, nil
 		}
-		if err := pause(ctx); err != nil {
+		if err := pause(ctx, lookPause); err != nil {
 			return nil, fmt.Errorf("the desktop of %s is not on the screen: %.2f of it has its wallpaper's colour, %.2f the other's: %w", k.Name, own, others, err)
 		}
-	}
-}
-
-// pause waits until it is worth while to look at the screen again.
-func pause(ctx context.Context) error {
-	select {
-	case <-time.After(200 * time.Millisecond):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 

@@ -1,6 +1,25 @@
 package desk
 
-import "context"
+import (
+	"context"
+	"time"
+)
+
+// keyPause is between a key and the next, as of somebody in a hurry. Linux keeps 64 events of a keyboard for a compositor and
+// drops all of them when there are more, for which an emulated guest's compositor is slow enough.
+const keyPause = 50 * time.Millisecond
+
+// lookPause is between a look at the screen and the next.
+const lookPause = 200 * time.Millisecond
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
 
 // Press presses keys of the notebook's keyboard together, by QEMU's names ("ctrl", "a", "ret"), and releases them.
 func (d *Desk) Press(ctx context.Context, keys ...string) error {
@@ -23,6 +42,9 @@ func (d *Desk) Type(ctx context.Context, text string) error {
 			name = string(r)
 		}
 		if err := d.Press(ctx, name); err != nil {
+			return err
+		}
+		if err := pause(ctx, keyPause); err != nil {
 			return err
 		}
 	}

@@ -82,6 +82,10 @@ func (s *stages) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// chordPause is between two chords: time to see the picture, and for the guest's compositor to read the keys that were held,
+// of which its kernel keeps no more than 64 events.
+const chordPause = 300 * time.Millisecond
+
 // tourist goes through the tour.
 type tourist struct {
 	d        *desk.Desk
@@ -143,6 +147,7 @@ func (t *tourist) tour(ctx context.Context) error {
 				return err
 			}
 		}
+		time.Sleep(chordPause)
 	}
 	slices.Sort(took)
 	say("from chord to picture in this emulated notebook: %.2f to %.2f ms, %.2f in the middle", took[0], took[len(took)-1], took[len(took)/2])
@@ -171,16 +176,20 @@ func (t *tourist) shows(ctx context.Context, k desk.Desktop, shot string) error 
 
 // typing types a word into the desktop that is on the screen.
 func (t *tourist) typing(ctx context.Context, k desk.Desktop) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("no answer within a minute"))
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("a minute is over"))
 	defer cancel()
 	const word = "hello"
 	say("typing %q", word)
 	if err := t.d.Type(ctx, word+"\n"); err != nil {
 		return err
 	}
+	got := ""
 	for {
-		got, err := t.machines[k.Name].Typed(ctx)
-		if err != nil {
+		now, err := t.machines[k.Name].Typed(ctx)
+		switch {
+		case err == nil:
+			got = now
+		case ctx.Err() == nil:
 			return err
 		}
 		if strings.Contains(got, word) {
