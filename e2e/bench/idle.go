@@ -37,7 +37,7 @@ func idle(program, dir string) figure {
 			if err != nil {
 				return nil, nil, nil, err
 			}
-			return s.wakeups, nil, s.close, nil
+			return wakeups(s.cmd.Process.Pid), nil, s.close, nil
 		},
 	}
 }
@@ -102,9 +102,13 @@ func (s *idleSeat) close() error {
 	return errors.Join(s.guests.close(), os.RemoveAll(s.dir))
 }
 
-// wakeups returns how often a thread of the seat has begun to run in a second. Seconds in which the kernel has told of a
-// device, such as KVM of a machine that somebody starts, do not count, nor those after them: the seat had to look at that.
-func (s *idleSeat) wakeups(ctx context.Context) (float64, error) {
+// wakeups measures how often a thread of a process has begun to run in a second. Seconds in which the kernel has told of a
+// device, such as KVM of a machine that somebody starts, do not count, nor those after them: who listens had to look at that.
+func wakeups(pid int) measurement {
+	return func(ctx context.Context) (float64, error) { return countWakeups(ctx, pid) }
+}
+
+func countWakeups(ctx context.Context, pid int) (float64, error) {
 	devices, err := uevent.Listen()
 	if err != nil {
 		return 0, err
@@ -132,7 +136,7 @@ func (s *idleSeat) wakeups(ctx context.Context) (float64, error) {
 		return 0, err
 	}
 	var counted, seconds uint64
-	before, err := runs(s.cmd.Process.Pid)
+	before, err := runs(pid)
 	if err != nil {
 		return 0, err
 	}
@@ -142,7 +146,7 @@ func (s *idleSeat) wakeups(ctx context.Context) (float64, error) {
 		if err := sleep(ctx, time.Second); err != nil {
 			return 0, err
 		}
-		now, err := runs(s.cmd.Process.Pid)
+		now, err := runs(pid)
 		if err != nil {
 			return 0, err
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +19,7 @@ func managed(vmm, dir string) figure {
 	return figure{
 		name: "lodge start to first instruction", unit: "ms", goal: goal{over: 25}, runs: 21, peerName: "bare lodge-vmm",
 		prepare: func(ctx context.Context) (measurement, measurement, func() error, error) {
-			m, err := startManager(ctx, vmm, dir)
+			m, err := startManagerOfOne(ctx, vmm, dir)
 			if err != nil {
 				return nil, nil, nil, err
 			}
@@ -28,11 +29,90 @@ func managed(vmm, dir string) figure {
 	}
 }
 
-// managerOfOne is a lodged on a bus of its own, with one guest: that of guestFiles.
-type managerOfOne struct {
+// lodged is a lodged on a bus of its own.
+type lodged struct {
 	dir, bus, lodge string
-	out             *os.File // what the guest says
+	pid             int
 	processes       []*exec.Cmd
+}
+
+// startManager starts a lodged with guests, whose definitions it is given by their names. lodge and lodged lie beside vmm.
+func startManager(ctx context.Context, vmm, dir string, guests map[string]string) (_ *lodged, err error) {
+	m := &lodged{dir: dir, bus: "unix:path=" + filepath.Join(dir, "bus"), lodge: filepath.Join(filepath.Dir(vmm), "lodge")}
+	etc := filepath.Join(dir, "etc", "guests")
+	if err := os.MkdirAll(etc, 0o700); err != nil {
+		return nil, err
+	}
+	for name, text := range guests {
+		if err := os.WriteFile(filepath.Join(etc, name+".toml"), []byte(text), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.close())
+		}
+	}()
+	bus, err := m.run(ctx, "dbus-daemon", "--session", "--nofork", "--nopidfile", "--print-address", "--address="+m.bus)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := bufio.NewReader(bus).ReadString('\n'); err != nil { // the address, when it can be used
+		return nil, fmt.Errorf("dbus-daemon: %w", err)
+	}
+	program := filepath.Join(filepath.Dir(vmm), "lodged")
+	if _, err := m.run(ctx, program, "--bus", m.bus, "--vmm", vmm, "--config-dir", filepath.Join(dir, "etc"), "--state-dir",
+		filepath.Join(dir, "var"), "--run-dir", filepath.Join(dir, "run")); err != nil {
+		return nil, err
+	}
+	m.pid = m.processes[1].Process.Pid
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		if err = m.command(ctx, "list"); err == nil || time.Now().After(deadline) {
+			return m, err
+		}
+	}
+}
+
+// run starts a process that stays.
+func (m *lodged) run(ctx context.Context, name string, args ...string) (io.Reader, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	m.processes = append(m.processes, cmd)
+	return out, nil
+}
+
+// command runs lodge.
+func (m *lodged) command(ctx context.Context, args ...string) error {
+	if out, err := exec.CommandContext(ctx, m.lodge, append(args, "--bus", m.bus)...).CombinedOutput(); err != nil {
+		return fmt.Errorf("lodge %v: %w: %s", args, err, out)
+	}
+	return nil
+}
+
+// close switches all guests off and ends the processes.
+func (m *lodged) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if m.pid != 0 {
+		_ = m.command(ctx, "stop", "--now", "--all") // some are off
+	}
+	for _, p := range m.processes {
+		_ = p.Process.Kill()
+		_ = p.Wait() // by the signal
+	}
+	return os.RemoveAll(m.dir)
+}
+
+// managerOfOne is a lodged with one guest: that of guestFiles.
+type managerOfOne struct {
+	*lodged
+	out *os.File // what the guest says
 }
 
 // managedGuest is the definition of lodged's guest. Its serial port is a pipe, from which is read what it says.
@@ -46,64 +126,24 @@ console = {}
 vsock = { cid = 3 }
 `
 
-func startManager(ctx context.Context, vmm, dir string) (_ *managerOfOne, err error) {
-	m := &managerOfOne{lodge: filepath.Join(filepath.Dir(vmm), "lodge")}
-	if m.dir, err = os.MkdirTemp(dir, "m"); err != nil {
-		return nil, err
-	}
-	m.bus = "unix:path=" + filepath.Join(m.dir, "bus")
-	guests, said := filepath.Join(m.dir, "etc", "guests"), filepath.Join(m.dir, "said")
-	if err := errors.Join(guestFiles(m.dir), os.MkdirAll(guests, 0o700), syscall.Mkfifo(said, 0o600),
-		os.WriteFile(filepath.Join(guests, "bench.toml"), fmt.Appendf(nil, managedGuest, m.dir), 0o600)); err != nil {
-		return nil, err
-	}
-	if m.out, err = os.OpenFile(said, os.O_RDWR, 0); err != nil { // to write too: it has no end when the guest ends
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, m.close())
-		}
-	}()
-	// Each says a line when it is there.
-	if err := m.run(ctx, "dbus-daemon", "--session", "--nofork", "--nopidfile", "--print-address", "--address="+m.bus); err != nil {
-		return nil, err
-	}
-	lodged := filepath.Join(filepath.Dir(vmm), "lodged")
-	if err := m.run(ctx, lodged, "--bus", m.bus, "--vmm", vmm, "--config-dir", filepath.Join(m.dir, "etc"), "--state-dir",
-		filepath.Join(m.dir, "var"), "--run-dir", filepath.Join(m.dir, "run")); err != nil {
-		return nil, err
-	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if err = m.command(ctx, "list"); err == nil || time.Now().After(deadline) {
-			return m, err
-		}
-	}
-}
-
-// run starts a process that stays.
-func (m *managerOfOne) run(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
+func startManagerOfOne(ctx context.Context, vmm, parent string) (*managerOfOne, error) {
+	dir, err := os.MkdirTemp(parent, "m")
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return nil, err
 	}
-	m.processes = append(m.processes, cmd)
-	if name == "dbus-daemon" {
-		_, err = bufio.NewReader(out).ReadString('\n')
+	said := filepath.Join(dir, "said")
+	if err := errors.Join(guestFiles(dir), syscall.Mkfifo(said, 0o600)); err != nil {
+		return nil, err
 	}
-	return err
-}
-
-// command runs lodge.
-func (m *managerOfOne) command(ctx context.Context, args ...string) error {
-	if out, err := exec.CommandContext(ctx, m.lodge, append(args, "--bus", m.bus)...).CombinedOutput(); err != nil {
-		return fmt.Errorf("lodge %v: %w: %s", args, err, out)
+	out, err := os.OpenFile(said, os.O_RDWR, 0) // to write too: it has no end when the guest ends
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	m, err := startManager(ctx, vmm, dir, map[string]string{"bench": fmt.Sprintf(managedGuest, dir)})
+	if err != nil {
+		return nil, errors.Join(err, out.Close())
+	}
+	return &managerOfOne{m, out}, nil
 }
 
 // startGuest returns how long the guest takes to say its byte, in milliseconds, and switches it off.
@@ -124,15 +164,4 @@ func (m *managerOfOne) startGuest(ctx context.Context) (float64, error) {
 	return float64(took) / float64(time.Millisecond), m.command(ctx, "stop", "--now", "bench")
 }
 
-func (m *managerOfOne) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if len(m.processes) > 1 {
-		_ = m.command(ctx, "stop", "--now", "bench") // it is off, mostly
-	}
-	for _, p := range m.processes {
-		_ = p.Process.Kill()
-		_ = p.Wait() // by the signal
-	}
-	return m.out.Close()
-}
+func (m *managerOfOne) close() error { return errors.Join(m.lodged.close(), m.out.Close()) }
