@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -79,6 +80,10 @@ func TestTerminal(t *testing.T) {
 	if !haveKVM() {
 		t.Skip("needs /dev/kvm")
 	}
+	// What is ignored here, as under nohup, lodge-vmm would ignore too. What is handled it gets as if nothing was.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
+	defer signal.Stop(hangups)
 	dir := t.TempDir()
 	write := func(name, firmware string) string {
 		path := filepath.Join(dir, name)
