@@ -28,7 +28,7 @@ import (
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
               [--net FILE] [--bus BUS] [--seat SOCKET] [--log FILE]
-              [--metrics ADDRESS] [--cell off]
+              [--metrics ADDRESS] [--cgroup PATH] [--cell off]
 
 Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a network CONFIG-DIR/networks/NAME.toml.
 
@@ -43,6 +43,8 @@ Manages guests. The definition of each is CONFIG-DIR/guests/NAME.toml, that of a
   --log FILE         write the log there, and keep as much again of it as FILE.1, 16 MiB each; else it goes to the journal, with
                      fields, or to standard error
   --seat SOCKET      the control socket of lodge-seat, to switch between guests
+  --cgroup PATH      the control group in which those of guests are, from the root of the hierarchy: that of a service which keeps it,
+                     so that lodged can be restarted while they run (lodged's own)
   --metrics ADDRESS  where Prometheus may ask, as 127.0.0.1:9177: everybody who can connect learns of all guests (off)
 
 SIGHUP reads the definitions anew. SIGTERM ends lodged and leaves the guests running: the next lodged finds them.
@@ -94,6 +96,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	logTo := fs.String("log", "", "")
 	metrics := fs.String("metrics", "", "")
 	cells := fs.String("cell", "on", "")
+	group := fs.String("cgroup", "", "")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(out, usage)
@@ -133,13 +136,25 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		cfg.Launcher = &manager.Plain{VMM: *vmm}
 	} else {
 		cfg.Launcher = &manager.Cells{VMM: *vmm}
-		if cfg.Cgroups, err = cell.OpenParent(groupName(cfg.StateDir)); err != nil {
+		if cfg.Cgroups, err = openCgroups(cfg.Log, *group, cfg.StateDir); err != nil {
 			cfg.Log.Warn("guests have no control groups: [shares] do not hold", "err", err)
 			cfg.Cgroups = nil
 		}
 	}
 	cfg.Screen = screenshot
 	return serve(ctx, cfg, api.Config{Bus: *bus, Switch: switcher(*seat)}, *metrics)
+}
+
+// openCgroups returns where the guests' control groups are: in the group that is named, or else in lodged's own.
+func openCgroups(log *slog.Logger, group, stateDir string) (*cell.Parent, error) {
+	if group != "" {
+		p, err := cell.OpenDelegated(group)
+		if err == nil {
+			return p, nil
+		}
+		log.Warn("guests are in lodged's own control group", "err", err)
+	}
+	return cell.OpenParent(groupName(stateDir))
 }
 
 // groupName returns what the control group of the guests in a directory is called: those of another lodged have another.

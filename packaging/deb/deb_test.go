@@ -39,8 +39,10 @@ echo "== said"
 run lodge completion bash | tail -n1
 run lodge version 2>/dev/null | head -n1
 run getent group lodge
-run sh -c 'for p in lodge lodged lodge-net lodge-seat lodge-vmm; do $p --help >/dev/null && echo $p; done'
+run sh -c 'for p in lodge lodged lodge-image lodge-net lodge-seat lodge-vmm; do $p --help >/dev/null && echo $p; done'
 run dpkg -V lodge
+run systemd-analyze verify lodged.service lodge-cells.service lodge-guests.service lodge-seat.service >&2
+rm -f "$root/run/systemd/systemd-units-load" # its own
 mkdir -p "$root/etc/lodge/guests" "$root/var/lib/lodge/images" "$root/var/lib/lodge/versions/work" "$root/var/lib/lodge/guests"
 echo text | tee "$root/etc/lodge/guests/work.toml" "$root/var/lib/lodge/images/disk.raw" "$root/var/lib/lodge/versions/work/1.toml" >/dev/null
 run dpkg --force-unsafe-io -i /lodge.deb >&2 # an upgrade
@@ -95,14 +97,15 @@ func TestInstall(t *testing.T) {
 	for _, want := range []string{"./usr/bin/lodged", "./usr/lib/systemd/system/lodged.service", "./usr/share/dbus-1/system.d/org.lodgehv.Lodge1.conf",
 		"./usr/share/polkit-1/actions/org.lodgehv.Lodge1.policy", "./usr/share/polkit-1/rules.d/50-org.lodgehv.Lodge1.rules",
 		"./usr/share/man/man5/lodge-guest.5.gz", "./usr/share/bash-completion/completions/lodge", "./usr/share/doc/lodge/copyright",
-		"./etc/systemd/system/multi-user.target.wants/lodged.service"} {
+		"./usr/lib/systemd/system/lodge-cells.service", "./usr/lib/systemd/system/lodge-seat.service", "./usr/bin/lodge-image",
+		"./etc/systemd/system/multi-user.target.wants/lodged.service", "./etc/systemd/system/multi-user.target.wants/lodge-guests.service"} {
 		if !slices.Contains(changed["installed"], want) {
 			t.Errorf("not installed: %s", want)
 		}
 	}
 	version := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(file), "lodge_"), "_amd64.deb")
 	if said := strings.Join(changed["said"], "\n"); !strings.HasPrefix(said, "complete -o filenames -F _lodge lodge\nlodge  "+version+"\nlodge:x:") ||
-		!strings.HasSuffix(said, ":\nlodge\nlodged\nlodge-net\nlodge-seat\nlodge-vmm") {
+		!strings.HasSuffix(said, ":\nlodge\nlodged\nlodge-image\nlodge-net\nlodge-seat\nlodge-vmm") {
 		t.Errorf("the programs say:\n%s", said)
 	}
 	kept := []string{"./etc/lodge/guests/work.toml", "./var/lib/lodge/images/disk.raw", "./var/lib/lodge/versions/work/1.toml"}

@@ -32,7 +32,10 @@ var debian embed.FS
 const maintainer = "The Lodge authors <lodge@lodgehv.org>"
 
 // programs are what is installed in /usr/bin, with the sections of their manual pages.
-var programs = map[string]int{"lodge": 1, "lodged": 8, "lodge-net": 8, "lodge-seat": 1, "lodge-vmm": 1}
+var programs = map[string]int{"lodge": 1, "lodged": 8, "lodge-image": 1, "lodge-net": 8, "lodge-seat": 1, "lodge-vmm": 1}
+
+// documented are those that print their own manual pages and completion.
+var documented = []string{"lodge", "lodge-image", "lodge-vmm"}
 
 func main() {
 	out := flag.String("o", "out", "`directory` for the package")
@@ -151,6 +154,9 @@ func (p *tree) programs() error {
 func (p *tree) data() error {
 	for from, to := range map[string]string{
 		"systemd/lodged.service":               "usr/lib/systemd/system/lodged.service",
+		"systemd/lodge-cells.service":          "usr/lib/systemd/system/lodge-cells.service",
+		"systemd/lodge-guests.service":         "usr/lib/systemd/system/lodge-guests.service",
+		"systemd/lodge-seat.service":           "usr/lib/systemd/system/lodge-seat.service",
 		"dbus-1/org.lodgehv.Lodge1.conf":       "usr/share/dbus-1/system.d/org.lodgehv.Lodge1.conf",
 		"polkit-1/org.lodgehv.Lodge1.policy":   "usr/share/polkit-1/actions/org.lodgehv.Lodge1.policy",
 		"polkit-1/50-org.lodgehv.Lodge1.rules": "usr/share/polkit-1/rules.d/50-org.lodgehv.Lodge1.rules",
@@ -185,7 +191,7 @@ func (p *tree) pages() error {
 		}
 		texts[filepath.Base(file)] = string(b)
 	}
-	for _, name := range []string{"lodge", "lodge-vmm"} {
+	for _, name := range documented {
 		if texts[name+".1"], err = p.run(name, "man"); err != nil {
 			return err
 		}
@@ -218,7 +224,7 @@ func (p *tree) completions() error {
 }
 
 func (p *tree) completion(name, shell string) (string, error) {
-	if name == "lodge" || name == "lodge-vmm" {
+	if slices.Contains(documented, name) {
 		return p.run(name, "completion", shell)
 	}
 	help, err := p.run(name, "--help")

@@ -60,22 +60,57 @@ func openParent(mount, own, name string) (*Parent, error) {
 		if filepath.Base(own) == managerName { // where the service manager has put us: DelegateSubgroup=
 			p.dir = filepath.Dir(p.dir)
 		}
-		manager := filepath.Join(p.dir, managerName)
-		if err := mkdir(manager); err != nil {
-			return nil, cgroupError(err)
-		}
-		if err := write(filepath.Join(manager, "cgroup.procs"), strconv.Itoa(os.Getpid())); err != nil {
-			return nil, cgroupError(err)
+		if err := p.vacate(strconv.Itoa(os.Getpid())); err != nil {
+			return nil, err
 		}
 	}
+	return p, p.enable()
+}
+
+// OpenDelegated finds the group at path in the hierarchy, such as /system.slice/lodge-cells.service, and has the controllers work in
+// it for cells. It is another service's, which systemd has delegated (Delegate=yes) and which does nothing but keep the group: its
+// processes are moved to a group "manager" in it. The group of the process that makes the cells stays as it is, so that systemd can
+// start the next one in it while cells run.
+func OpenDelegated(path string) (*Parent, error) {
+	mount, err := cgroupMount("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	p := &Parent{dir: filepath.Join(mount, path)}
+	b, err := os.ReadFile(filepath.Join(p.dir, "cgroup.procs"))
+	if err != nil {
+		return nil, fmt.Errorf("control group %s: %w: start the service that has it", path, err)
+	}
+	if err := p.vacate(strings.Fields(string(b))...); err != nil {
+		return nil, err
+	}
+	return p, p.enable()
+}
+
+// vacate moves processes out of p, to its group "manager".
+func (p *Parent) vacate(pids ...string) error {
+	manager := filepath.Join(p.dir, managerName)
+	if err := mkdir(manager); err != nil {
+		return cgroupError(err)
+	}
+	for _, pid := range pids {
+		if err := write(filepath.Join(manager, "cgroup.procs"), pid); err != nil && !errors.Is(err, unix.ESRCH) { // it has ended
+			return cgroupError(err)
+		}
+	}
+	return nil
+}
+
+// enable has the controllers work in p.
+func (p *Parent) enable() error {
 	missing, err := enable(p.dir)
 	if err != nil {
-		return nil, cgroupError(err)
+		return cgroupError(err)
 	}
 	if missing != nil {
 		p.lacks = []Lack{{"control group", "no controllers " + strings.Join(missing, ", ") + ": their limits do not hold"}}
 	}
-	return p, nil
+	return nil
 }
 
 func cgroupError(err error) error {
