@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -53,6 +54,7 @@ func TestManager(t *testing.T) {
 		{"manager killed as it saves", (*managerLab).testManagerKilledSaving},
 		{"machine killed", (*managerLab).testMachineKilled},
 		{"disposable", (*managerLab).testDisposable},
+		{"run", (*managerLab).testRun},
 	} {
 		ok := t.Run(s.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("test %q takes longer than %v", s.name, limit))
@@ -466,6 +468,8 @@ func (l *managerLab) edit(ctx context.Context, t *testing.T, name, command strin
 	}
 }
 
+func isWork(g client.Guest) bool { return g.Name == "work" }
+
 // testManagerKilled kills lodged while there is a guest in each state. The next one finds them, and carries on.
 func (l *managerLab) testManagerKilled(ctx context.Context, t *testing.T) {
 	l.lodge(ctx, t, "pause", "store")
@@ -495,9 +499,12 @@ func (l *managerLab) testManagerKilled(ctx context.Context, t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if out := l.shell(ctx, t, fmt.Sprintf("cat /proc/%d/cgroup", before[slices.IndexFunc(before, isWork)].PID)); out != "0::"+guest.CellsGroup+"/guest-work" {
+		t.Errorf("the control group of work is %q", out)
+	}
 	l.killManager(ctx, t)
 	killed := time.Now()
-	l.startManager(ctx, t)
+	l.startManager(ctx, t) // in the group in which it was: with guests in that it could not be
 	after, err := l.m.List(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -622,4 +629,40 @@ func (l *managerLab) testDisposable(ctx context.Context, t *testing.T) {
 		t.Errorf("what a disposable guest has written is still there: %s", out)
 	}
 	l.edit(ctx, t, "work", `sed -i /^disposable/d`)
+}
+
+// testRun runs a Debian guest by lodge run, without the manager, and types into it. Nothing of it stays.
+func (l *managerLab) testRun(ctx context.Context, t *testing.T) {
+	const look = "sha256sum " + state + "/images/work.raw; ls -A " + state + "/tmp; pidof lodge-vmm lodge-net | wc -w"
+	l.shell(ctx, t, "mkdir "+state+"/tmp")
+	before := l.shell(ctx, t, look)
+	in, keys := io.Pipe()
+	defer keys.Close()
+	p, err := l.host.StartProgram(rpc.Cmd{
+		Args: []string{"lodge", "run", "/guests/amd64/vmlinux", "--initrd=/guests/amd64/initrd", "--append=console=ttyS0 root=/dev/vda rw",
+			"--disk=" + state + "/images/work.raw", "--memory=256M"},
+		Env: []string{"TMPDIR=" + state + "/tmp"}, Stdin: in,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ await, answer string }{
+		{`root@\S+:~#`, "echo answer-$((6 * 7))\n"},
+		{`(?m)^answer-42`, "cat /sys/class/net/*/address; echo over\n"},
+		{`(?s)answer-42.*([0-9a-f]{2}:){5}[0-9a-f]{2}\s+over`, "rm /root/.bashrc; sync; poweroff\n"}, // it has a card, and writes
+	} {
+		if _, err := p.Await(ctx, regexp.MustCompile(step.await)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(keys, step.answer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, err := p.Wait(ctx)
+	if err != nil || st.Code != 0 {
+		t.Fatalf("lodge run: %+v, %v\n%s", st, err, p.Said())
+	}
+	if after := l.shell(ctx, t, look); after != before {
+		t.Errorf("afterwards there is\n%s\nand was\n%s", after, before)
+	}
 }

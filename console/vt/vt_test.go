@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"testing"
@@ -240,6 +241,10 @@ func TestEndings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// What is ignored here, as under nohup, the process would ignore too. What is handled it gets as if nothing was.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
+	defer signal.Stop(hangups)
 	for _, end := range []string{"close", "panic", "kill", "terminate", "hang up"} {
 		t.Run(end, func(t *testing.T) {
 			cmd := exec.Command("/proc/self/exe")

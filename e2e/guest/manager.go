@@ -71,11 +71,33 @@ func (h *Host) StartBus(ctx context.Context) error {
 	return err
 }
 
+// The control groups of systemd's units lodged.service and lodge-cells.service, in the hierarchy.
+const (
+	managerGroup = "/system.slice/lodged.service"
+	CellsGroup   = "/system.slice/lodge-cells.service"
+)
+
+// asService makes the units' groups unless they are there, with something in that of cells, and runs lodged in its own, as systemd
+// does: which fails if it has controllers.
+const asService = `set -e
+cd /sys/fs/cgroup
+if [ ! -e .` + managerGroup + ` ]; then
+	echo +memory +pids +cpu >cgroup.subtree_control
+	mkdir system.slice
+	echo +memory +pids +cpu >system.slice/cgroup.subtree_control
+	mkdir .` + managerGroup + ` .` + CellsGroup + `
+	sleep 1000000 </dev/null >/dev/null 2>&1 &
+	echo $! >.` + CellsGroup + `/cgroup.procs
+fi
+echo $$ >.` + managerGroup + `/cgroup.procs
+cd /
+exec lodged --cgroup ` + CellsGroup + ` "$@"`
+
 // StartManager starts lodged, of which there is none, and returns when it answers. Log, which may be nil, gets what it says.
 func (h *Host) StartManager(ctx context.Context, log io.Writer, args ...string) (*Manager, error) {
 	m := &Manager{host: h, log: newRecord(log)}
 	var err error
-	m.Process, err = h.Client.Start(rpc.Cmd{Args: append([]string{"lodged"}, args...), Stdout: &m.log, Stderr: &m.log})
+	m.Process, err = h.Client.Start(rpc.Cmd{Args: append([]string{"sh", "-c", asService, "sh"}, args...), Stdout: &m.log, Stderr: &m.log})
 	if err != nil {
 		return nil, fmt.Errorf("lodged: %w", err)
 	}
