@@ -648,8 +648,8 @@ func (l *managerLab) testRun(ctx context.Context, t *testing.T) {
 	}
 	for _, step := range []struct{ await, answer string }{
 		{`root@\S+:~#`, "echo answer-$((6 * 7))\n"},
-		{`(?m)^answer-42`, "cat /sys/class/net/*/address; echo over\n"},
-		{`(?s)answer-42.*([0-9a-f]{2}:){5}[0-9a-f]{2}\s+over`, "rm /root/.bashrc; sync; poweroff\n"}, // it has a card, and writes
+		{`\ranswer-42\s`, "cat /sys/bus/virtio/devices/*/device; echo over\n"},
+		{`(?s)answer-42.*\s0x0001\s.*\sover\s`, "echo more >>/root/.profile; sync; poweroff\n"}, // it has a card; and it writes
 	} {
 		if _, err := p.Await(ctx, regexp.MustCompile(step.await)); err != nil {
 			t.Fatal(err)
