@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
@@ -24,6 +25,7 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/network/bridge"
 	"github.com/lodgehv/lodge/internal/logfile"
 	"github.com/lodgehv/lodge/internal/program"
+	"github.com/lodgehv/lodge/internal/uevent"
 )
 
 const usage = `usage: lodged [--config-dir DIR] [--state-dir DIR] [--run-dir DIR] [--vmm FILE]
@@ -191,6 +193,7 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config, metricsAt st
 	if err := m.Autostart(); err != nil {
 		cfg.Log.Error("autostart", "err", err)
 	}
+	defer followPower(ctx, m, cfg.Log)()
 	bus.Manager, bus.Log = m, cfg.Log
 	apiEnd, err := offer(ctx, bus)
 	if err != nil {
@@ -214,6 +217,29 @@ func serve(ctx context.Context, cfg manager.Config, bus api.Config, metricsAt st
 			return nil
 		}
 	}
+}
+
+// followPower tells the manager when the host goes on battery or mains. The function that it returns waits until it has ended.
+func followPower(ctx context.Context, m *manager.Manager, log *slog.Logger) (wait func()) {
+	events, err := uevent.Listen()
+	if err != nil {
+		log.Warn("guests that wait for mains power are not started when it comes", "err", err)
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	tell := func(*uevent.Event) {
+		if err := m.PowerChanged(); err != nil {
+			log.Warn("mains power", "err", err)
+		}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tell(nil) // it may have come before we listened
+		if err := events.Follow(ctx, "power_supply", tell); err != nil {
+			log.Warn("guests that wait for mains power are not started when it comes", "err", err)
+		}
+	})
+	return func() { cancel(); wg.Wait() }
 }
 
 // notify tells the service manager, if there is one, how far we are (sd_notify(3)).

@@ -77,6 +77,11 @@ func (m *Manager) operate(
 // Start starts a guest, after what it depends on, and from its saved state if there is one. The job ends when it runs; to
 // cancel it stops the guest as long as it only waits.
 func (m *Manager) Start(name string) (job uint64, err error) {
+	m.startedByHand(name)
+	return m.start(name)
+}
+
+func (m *Manager) start(name string) (job uint64, err error) {
 	return m.operate(name, life.Start, func(g *guest) error {
 		if g.def == nil {
 			return g.fault

@@ -46,6 +46,8 @@ type Config struct {
 	// Screen returns what a guest shows, over the socket of its display. nil: there are no thumbnails.
 	Screen func(ctx context.Context, socket string) (image.Image, error)
 
+	PowerSupplies string // where the kernel tells of batteries and chargers; "" is /sys/class/power_supply
+
 	Log *slog.Logger // nil is none
 }
 
@@ -77,6 +79,8 @@ type Manager struct {
 	defining sync.Mutex // held while the set of definitions changes; before mu
 	naming   sync.Mutex // held while a user is chosen
 
+	autostart sync.Mutex // held while guests are started with the host, or because it has got mains power
+
 	poolsMu sync.Mutex
 	pools   map[string]*openPool
 
@@ -93,6 +97,9 @@ const maxJobs = 300
 func New(cfg Config) (_ *Manager, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.PowerSupplies == "" {
+		cfg.PowerSupplies = powerSupplies
 	}
 	m := &Manager{cfg: cfg, log: cfg.Log, guests: make(map[string]*guest), pools: make(map[string]*openPool)}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
@@ -519,28 +526,4 @@ func (m *Manager) remove(g *guest) error {
 	m.stats.forget(g.name)
 	m.bus.send(Event{Kind: GuestDeleted, Name: g.name})
 	return errors.Join(os.RemoveAll(m.stateDir(g.name)), os.RemoveAll(m.runDir(g.name)))
-}
-
-// Autostart starts the guests that are to be, those of the highest priority first, once in a boot of the host. It does not wait
-// for them.
-func (m *Manager) Autostart() error {
-	done := filepath.Join(m.cfg.RunDir, "autostarted")
-	if b, err := os.ReadFile(done); err == nil && string(b) == m.boot {
-		return nil
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	list := m.store.List()
-	slices.SortStableFunc(list, func(a, b *store.Guest) int { return b.Priority - a.Priority })
-	for _, def := range list {
-		if !def.Autostart {
-			continue
-		}
-		if g, err := m.find(def.Name); err == nil && !g.info.Load().State.Alive() {
-			if _, err := m.Start(def.Name); err != nil {
-				m.log.Warn("guest is not started", "guest", def.Name, "err", err)
-			}
-		}
-	}
-	return os.WriteFile(done, []byte(m.boot), 0o600)
 }

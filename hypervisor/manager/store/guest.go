@@ -24,11 +24,12 @@ type Guest struct {
 	Icon  string `toml:"icon,omitempty"`  // a name such as "mail"
 	Slot  int    `toml:"slot,omitempty"`  // 1 to 9, for the chord that switches to it; 0 is none
 
-	Autostart    bool     `toml:"autostart,omitempty"`
-	Priority     int      `toml:"priority,omitempty"`      // -100 to 100; what autostart starts first
-	StopPriority int      `toml:"stop_priority,omitempty"` // -100 to 100; what is stopped first of all
-	Depends      []string `toml:"depends,omitempty"`       // guests that are ready before it starts, and stopped after it
-	Ready        Probe    `toml:"ready,omitempty"`         // when it is; as soon as it runs if it is missing
+	Autostart     bool     `toml:"autostart,omitempty"`
+	AutostartOnAC bool     `toml:"autostart_on_ac,omitempty"` // autostart waits until the host has mains power
+	Priority      int      `toml:"priority,omitempty"`        // -100 to 100; what autostart starts first
+	StopPriority  int      `toml:"stop_priority,omitempty"`   // -100 to 100; what is stopped first of all
+	Depends       []string `toml:"depends,omitempty"`         // guests that are ready before it starts, and stopped after it
+	Ready         Probe    `toml:"ready,omitempty"`           // when it is; as soon as it runs if it is missing
 
 	Restart      Restart  `toml:"restart,omitempty"`
 	RestartDelay Duration `toml:"restart_delay,omitempty"` // before the first restart; doubles up to five minutes. 1s if it is missing
@@ -211,6 +212,9 @@ func (g *Guest) checkOrder(fail func(key, format string, args ...any)) {
 		if k.value < -100 || k.value > 100 {
 			fail(k.key, "%s = %d: from -100 to 100", k.key, k.value)
 		}
+	}
+	if g.AutostartOnAC && !g.Autostart {
+		fail("autostart_on_ac", "autostart_on_ac: the guest is not started with the machine: set autostart = true too, or leave this out")
 	}
 	if len(g.Depends) > maxDepends {
 		fail("depends", "depends: %d guests: at most %d are possible", len(g.Depends), maxDepends)

@@ -64,6 +64,7 @@ color = "blue"
 icon = "briefcase"
 slot = 2
 autostart = true
+autostart_on_ac = true
 priority = 10
 stop_priority = -5
 depends = ["net"]
@@ -106,7 +107,7 @@ func TestParse(t *testing.T) {
 	got := *g
 	got.Definition, got.Disks = definition.Definition{}, nil
 	want := Guest{
-		Label: "the company's", Color: "blue", Icon: "briefcase", Slot: 2, Autostart: true, Priority: 10, StopPriority: -5, Depends: []string{"net"},
+		Label: "the company's", Color: "blue", Icon: "briefcase", Slot: 2, Autostart: true, AutostartOnAC: true, Priority: 10, StopPriority: -5, Depends: []string{"net"},
 		Ready: Probe{Serial: "login:", Timeout: Duration(3 * time.Minute)}, Restart: OnCrash, RestartDelay: Duration(2 * time.Second),
 		StopTimeout: Duration(90 * time.Second), Disposable: true, Input: Input{InputFocus, InputNone}, Shares: Shares{200, 2 << 30},
 	}
