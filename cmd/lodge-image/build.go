@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,7 @@ type buildCommand struct {
 	ESP     int64    `name:"esp" default:"128" placeholder:"MIB" help:"Size of the disk image's ESP in MiB, 64 to 4096."`
 	Key     string   `placeholder:"FILE" and:"sign" help:"Private RSA key to sign for Secure Boot with, PEM or DER."`
 	Cert    string   `placeholder:"FILE" and:"sign" help:"Its certificate."`
+	PCRKey  string   `name:"pcr-key" placeholder:"FILE" help:"Private RSA key, PEM, to sign what a TPM will measure of the UKI with."`
 
 	Kernel      string `placeholder:"FILE" help:"The kernel, a bzImage; this machine's Debian kernel if not given."`
 	Modules     string `placeholder:"DIR" help:"Its modules; /lib/modules/VERSION if not given."`
@@ -70,6 +72,13 @@ func (b *builder) build(ctx context.Context) error {
 			return err
 		}
 	}
+	var pcrKey *rsa.PrivateKey
+	if b.PCRKey != "" {
+		var err error
+		if pcrKey, err = bootimage.LoadMeasurementKey(b.PCRKey); err != nil {
+			return err
+		}
+	}
 	// sign returns an EFI program as it is, or signed.
 	sign := func(program []byte) ([]byte, error) {
 		if key == nil {
@@ -92,7 +101,7 @@ func (b *builder) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	uki, parts, err := (&bootimage.UKI{Stub: stub, Kernel: kernel, Initramfs: initramfs, Cmdline: b.Cmdline, Release: b.Release}).Build()
+	uki, parts, err := (&bootimage.UKI{Stub: stub, Kernel: kernel, Initramfs: initramfs, Cmdline: b.Cmdline, Release: b.Release, MeasurementKey: pcrKey}).Build()
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package bootimage
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"debug/pe"
 	"encoding/binary"
 	"errors"
@@ -18,6 +19,9 @@ type UKI struct {
 	Initramfs []byte
 	Cmdline   string // the kernel's parameters
 	Release   string // of Lodge, for the boot manager's menu
+
+	// MeasurementKey signs what the TPM will have measured, for keys sealed to images that it signed. Nil: none is signed.
+	MeasurementKey *rsa.PrivateKey
 }
 
 // Build returns the image and how much room its parts take.
@@ -37,6 +41,12 @@ func (u *UKI) Build() ([]byte, []Part, error) {
 		{".cmdline", append([]byte(u.Cmdline), 0)},
 		{".linux", u.Kernel},
 		{".initrd", u.Initramfs},
+	}
+	if u.MeasurementKey != nil {
+		var err error
+		if sections, err = signMeasurements(u.MeasurementKey, sections); err != nil {
+			return nil, nil, err
+		}
 	}
 	image, err := appendSections(u.Stub, sections...)
 	if err != nil {
