@@ -158,6 +158,7 @@ func TestErrors(t *testing.T) {
 		"depends":     {[]string{`depends = ["none"]`}, `:4: depends: there is no guest "none"`},
 		"itself":      {[]string{`depends = ["g"]`}, ":4: depends: the guest depends on itself"},
 		"twice":       {[]string{`depends = ["net", "net"]`}, `:4: depends: "net" is there twice`},
+		"on ac":       {[]string{`autostart_on_ac = true`}, ":4: autostart_on_ac: the guest is not started with the machine"},
 		"trick":       {[]string{`depends = ["../net"]`}, ":4: depends: \"../net\" is no name"},
 		"color":       {[]string{`color = "\u001b[31m"`}, ":4: color "},
 		"label":       {[]string{`label = "a\nb"`}, ":4: label "},
