@@ -52,6 +52,7 @@ type App struct {
 	ended    bool
 	loading  bool // a look at the guests is under way
 	loaded   bool // there was one
+	stale    bool // nobody has seen the console since: what guests do now is not known
 	failed   string
 	wanted   int // the slot whose digit was pressed before that, if no key was since; 0: none
 	guests   []Guest
@@ -157,7 +158,7 @@ func (a *App) Run(ctx context.Context) error {
 				tick.Stop()
 			} else {
 				tick.Reset(a.opt.Every)
-				a.dirty = true
+				a.stale, a.dirty = true, true
 				a.look()
 			}
 		}
@@ -209,10 +210,10 @@ func (a *App) have(guests []Guest, err error) {
 		failed = Line(err.Error())
 		guests = a.guests // better old than none
 	}
-	if a.loaded && failed == a.failed && reflect.DeepEqual(guests, a.guests) {
+	if a.loaded && !a.stale && failed == a.failed && reflect.DeepEqual(guests, a.guests) {
 		return
 	}
-	a.loaded, a.failed, a.guests, a.dirty = true, failed, guests, true
+	a.loaded, a.stale, a.failed, a.guests, a.dirty = true, false, failed, guests, true
 	if a.guest() == nil && len(guests) > 0 {
 		a.selected = guests[min(max(a.list.at, 0), len(guests)-1)].Name
 	}

@@ -73,6 +73,9 @@ func (a *App) draw() {
 
 // count says how many guests run.
 func (a *App) count() string {
+	if a.stale {
+		return ""
+	}
 	n := 0
 	for _, g := range a.guests {
 		if ForceOff.possible(g.State) {

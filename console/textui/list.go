@@ -25,11 +25,12 @@ func (l *listView) hints(a *App) []hint {
 
 // column is a column of the list.
 type column struct {
-	title string
-	width int
-	below int  // width of a screen below which it is left out
-	right bool // aligned
-	text  func(a *App, g *Guest) (string, tcell.Style)
+	title    string
+	width    int
+	below    int  // width of a screen below which it is left out
+	right    bool // aligned
+	fleeting bool // what it tells is soon another thing
+	text     func(a *App, g *Guest) (string, tcell.Style)
 }
 
 // nameWidth is how many columns names have at least, if there is room.
@@ -42,12 +43,12 @@ func unstyled(f func(*Guest) string) func(*App, *Guest) (string, tcell.Style) {
 // columns returns the columns after the name's.
 func (l *listView) columns() []column {
 	return []column{
-		{"Colour", 6, 60, false, func(_ *App, g *Guest) (string, tcell.Style) { return Line(g.Color), colorStyle(g.Color) }},
-		{"State", 12, 0, false, state},
-		{"CPU", 5, 46, true, unstyled(func(g *Guest) string { return percent(g.CPU) })},
-		{"Memory", 13, 74, true, unstyled(memory)},
-		{"Up", 6, 52, true, unstyled(func(g *Guest) string { return duration(g.Uptime) })},
-		{"", 9, 80, false, unstyled(func(g *Guest) string {
+		{"Colour", 6, 60, false, false, func(_ *App, g *Guest) (string, tcell.Style) { return Line(g.Color), colorStyle(g.Color) }},
+		{"State", 12, 0, false, true, state},
+		{"CPU", 5, 46, true, true, unstyled(func(g *Guest) string { return percent(g.CPU) })},
+		{"Memory", 13, 74, true, true, unstyled(memory)},
+		{"Up", 6, 52, true, true, unstyled(func(g *Guest) string { return duration(g.Uptime) })},
+		{"", 9, 80, false, true, unstyled(func(g *Guest) string {
 			if g.OnScreen {
 				return "on screen"
 			}
@@ -149,6 +150,9 @@ func (l *listView) draw(a *App, r area) {
 		}
 		row(y, slot, Line(g.Name), base.Bold(true), base, func(c column) (string, tcell.Style) {
 			text, style := c.text(a, g)
+			if a.stale && c.fleeting {
+				text, style = "...", quiet
+			}
 			if g.Name == a.selected { // colours on a reversed row cannot be read everywhere
 				style = base.Bold(style.HasBold())
 			}
@@ -164,7 +168,7 @@ func (l *listView) draw(a *App, r area) {
 	case l.top > 0:
 		more = fmt.Sprintf("%d above", l.top)
 	}
-	if g := a.guest(); g != nil && g.Note != "" {
+	if g := a.guest(); g != nil && g.Note != "" && !a.stale {
 		a.put(r.x+1, r.y+r.h-1, r.w-width(more)-4, Line(g.Note), bold)
 	}
 	a.put(r.x+r.w-1-width(more), r.y+r.h-1, width(more), more, quiet)

@@ -31,6 +31,7 @@ type fakeSystem struct {
 	do       func(ctx context.Context, guest string, c Command, progress func(Progress)) error
 	switched error
 	looks    int
+	hold     chan struct{} // unless nil, guests are told once it is closed
 	changed  chan struct{}
 }
 
@@ -38,7 +39,17 @@ func newSystem(guests ...Guest) *fakeSystem {
 	return &fakeSystem{guests: guests, changed: make(chan struct{}, 1), details: make(map[string]Details), logs: make(map[string]string)}
 }
 
-func (s *fakeSystem) Guests(context.Context) ([]Guest, error) {
+func (s *fakeSystem) Guests(ctx context.Context) ([]Guest, error) {
+	s.mu.Lock()
+	hold := s.hold
+	s.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.looks++

@@ -335,6 +335,23 @@ func TestHidden(t *testing.T) {
 	r.shows("renamed")
 }
 
+// When the console comes back it does not show as true what guests did when it was seen last.
+func TestStale(t *testing.T) {
+	s := furnished()
+	r := newRig(t, s, terminal{w: 80, h: 25}, Options{Quit: true})
+	r.shows("running")
+	r.app.SetVisible(false)
+	answer := make(chan struct{})
+	s.set(func() { s.hold = answer })
+	r.app.SetVisible(true)
+	r.shows("...")
+	if text := r.text(); strings.Contains(text, "running") || strings.Contains(text, " on ") {
+		t.Errorf("it shows\n%s", text)
+	}
+	close(answer)
+	r.shows("running")
+}
+
 // A system that does not answer holds up no key.
 func TestStuckSystem(t *testing.T) {
 	s := &stuckSystem{fakeSystem: furnished()}

@@ -216,6 +216,7 @@ func (t *tourist) attention(ctx context.Context, to desk.Desktop) error {
 		return err
 	}
 	say("Ctrl+Alt+Esc: Lodge's console was handed to the display after %.2f ms", e.TookUS/1000)
+	time.Sleep(time.Second) // until it has been told what guests do
 	if _, err := t.d.Shoot(ctx, "console"); err != nil {
 		return err
 	}
