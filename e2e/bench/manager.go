@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -32,6 +33,7 @@ func managed(vmm, dir string) figure {
 // lodged is a lodged on a bus of its own.
 type lodged struct {
 	dir, bus, lodge string
+	guests          []string
 	pid             int
 	processes       []*exec.Cmd
 }
@@ -44,6 +46,7 @@ func startManager(ctx context.Context, vmm, dir string, guests map[string]string
 		return nil, err
 	}
 	for name, text := range guests {
+		m.guests = append(m.guests, name)
 		if err := os.WriteFile(filepath.Join(etc, name+".toml"), []byte(text), 0o600); err != nil {
 			return nil, err
 		}
@@ -95,16 +98,16 @@ func (m *lodged) command(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// close switches all guests off and ends the processes.
+// close switches all guests off and ends the processes: lodged, which removes its control group, before the bus.
 func (m *lodged) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if m.pid != 0 {
-		_ = m.command(ctx, "stop", "--now", "--all") // some are off
+		_ = m.command(ctx, append([]string{"stop", "--now"}, m.guests...)...) // some are off
 	}
-	for _, p := range m.processes {
-		_ = p.Process.Kill()
-		_ = p.Wait() // by the signal
+	for _, p := range slices.Backward(m.processes) {
+		_ = p.Process.Signal(syscall.SIGTERM)
+		_ = p.Wait()
 	}
 	return os.RemoveAll(m.dir)
 }
