@@ -134,7 +134,27 @@ func (n *Notebook) launch(ctx context.Context, limit time.Duration, state string
 	if n.Client, err = rpc.NewClient(ctx, p.agent); err != nil {
 		return p.explain(fmt.Errorf("%w\n%s", err, n.consoleTail()))
 	}
+	if !n.cfg.ICount { // whose figures it would be in
+		go keepAwake(n.Client)
+	}
 	return nil
+}
+
+// keepAwake sees to it that the notebook has an interrupt each second. With guests in it the emulator (QEMU 7.2, TCG) now and then
+// loses one of the timer, for which alone a kernel at rest is waiting: it and all its guests slept until the next key or packet.
+func keepAwake(c *rpc.Client) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if c.Poke() != nil {
+				return
+			}
+		case <-c.Done():
+			return
+		}
+	}
 }
 
 func (n *Notebook) path(name string) string { return filepath.Join(n.dir, name) }

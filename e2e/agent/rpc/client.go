@@ -104,6 +104,9 @@ func (c *Client) Close() error {
 // Done is closed when the stream has ended.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
+// Poke has the agent's machine read something that means nothing. The error is about the stream.
+func (c *Client) Poke() error { return c.w.write(frameSignal, 0, nil) } // no command has stream 0
+
 func (c *Client) read(nonce uint64, ready chan<- struct{}) {
 	r := newFrameReader(c.conn)
 	greeted := false

@@ -41,6 +41,9 @@ func connect(t *testing.T, before string) *Client {
 
 func TestRun(t *testing.T) {
 	c := connect(t, "")
+	if err := c.Poke(); err != nil { // which changes nothing
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		name string
 		cmd  Cmd
