@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"image"
+	"image/color"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/lodgehv/lodge/e2e/agent/rpc"
 	"github.com/lodgehv/lodge/e2e/desk"
+	"github.com/lodgehv/lodge/e2e/guest"
 )
 
 // seatLab is the desk of the tests, with the guests that run on it.
@@ -49,6 +52,7 @@ func TestSeat(t *testing.T) {
 		{"restore on screen", (*seatLab).testRestore},
 		{"machine killed on screen", (*seatLab).testKilled},
 		{"seat killed", (*seatLab).testSeatKilled},
+		{"lodge run", (*seatLab).testRun},
 	} {
 		ok := t.Run(s.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("test %q takes longer than %v", s.name, limit))
@@ -396,4 +400,65 @@ func (l *seatLab) testSeatKilled(ctx context.Context, t *testing.T) {
 	}
 	l.chordTo(ctx, t, home)
 	l.chordTo(ctx, t, work)
+}
+
+// testRun has lodge run show a guest on the notebook's own screen, with neither the manager nor a seat before it, and types into it.
+func (l *seatLab) testRun(ctx context.Context, t *testing.T) {
+	l.lodge(ctx, t, "stop", "--all")
+	if err := l.Seat.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Seat.Wait(ctx); err != nil && !errors.Is(err, rpc.ErrClosed) {
+		t.Fatal(err)
+	}
+	k := desktops[work]
+	p, err := guest.InNotebook(l.Notebook).StartProgram(rpc.Cmd{Args: []string{
+		"lodge", "run", "/guests/amd64/vmlinux", "--initrd=/guests/amd64/initrd", "--disk=/disk/" + k.Name, "--memory=384M", "--display=seat", "--net=none",
+		fmt.Sprintf("--append=root=/dev/vda rw quiet lodge.name=%s lodge.color=%02x%02x%02x", k.Name, k.Wallpaper.R, k.Wallpaper.G, k.Wallpaper.B),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if t.Failed() {
+			t.Logf("lodge run says: %s", p.Said())
+		}
+	}()
+	l.shows(ctx, t, work, "run")
+	// The terminal comes after the wallpaper, in white on black as the only large thing; what is typed appears in it.
+	var before image.Image
+	until(ctx, t, "a terminal on the screen", func() (bool, error) {
+		before = l.shoot(ctx, t, "run")
+		return desk.Share(before, before.Bounds(), color.RGBA{A: 255}) > 0.1, errNotYet
+	})
+	if err := l.Type(ctx, "lodge run"); err != nil {
+		t.Fatal(err)
+	}
+	letters := image.Rect(0, desk.Bar+40, desk.Width, desk.Bar+desk.Height) // without the clock
+	until(ctx, t, "what was typed on the screen", func() (bool, error) {
+		after := l.shoot(ctx, t, "run-typed")
+		return differ(before, after, letters), errNotYet
+	})
+	if err := p.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := p.Wait(ctx); err != nil || st.Code != 0 {
+		t.Errorf("lodge run: %+v, %v", st, err)
+	}
+	until(ctx, t, "the screen without the guest", func() (bool, error) {
+		img := l.shoot(ctx, t, "run-over")
+		return desk.Share(img, img.Bounds(), k.Wallpaper) == 0, errNotYet
+	})
+}
+
+// differ returns whether two pictures are not the same within r.
+func differ(a, b image.Image, r image.Rectangle) bool {
+	for y := r.Min.Y; y < r.Max.Y; y++ {
+		for x := r.Min.X; x < r.Max.X; x++ {
+			if color.RGBAModel.Convert(a.At(x, y)) != color.RGBAModel.Convert(b.At(x, y)) {
+				return true
+			}
+		}
+	}
+	return false
 }

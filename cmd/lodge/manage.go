@@ -13,6 +13,7 @@ import (
 	"unicode"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
+	"github.com/lodgehv/lodge/hypervisor/manager/life"
 )
 
 // manageCommands are those that ask the manager, lodged, over its D-Bus API.
@@ -128,8 +129,8 @@ func (c *startCommand) Run(ctx context.Context, m *manageCommands, out io.Writer
 
 type stopCommand struct {
 	Guests []string `arg:"" optional:"" name:"guest" help:"Names of guests."`
-	All    bool     `xor:"which" help:"All guests, in the order in which they need each other."`
-	Now    bool     `xor:"which" help:"Switch them off at once, as by pulling the plug."`
+	All    bool     `help:"All guests, in the order in which they need each other."`
+	Now    bool     `help:"Switch them off at once, as by pulling the plug."`
 }
 
 // Run stops guests.
@@ -143,7 +144,20 @@ func (c *stopCommand) Run(ctx context.Context, m *manageCommands, out io.Writer)
 			return err
 		}
 		defer k.Close()
-		return await(ctx, k, out, k.StopAll)
+		if !c.Now {
+			return await(ctx, k, out, k.StopAll)
+		}
+		guests, err := k.Guests(ctx)
+		if err != nil {
+			return err
+		}
+		for _, g := range guests {
+			switch life.State(g.State) {
+			case life.Defined, life.Saved, life.Crashed: // off
+			default:
+				c.Guests = append(c.Guests, g.Name)
+			}
+		}
 	}
 	names := guestNames{c.Guests}
 	return names.jobs(ctx, m, out, func(k *client.Client) func(context.Context, string) (uint64, error) {
