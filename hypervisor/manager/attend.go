@@ -83,6 +83,9 @@ func (g *guest) attend(asks *net.UnixConn) {
 	})
 	g.spawn(func() { g.watch(ctx, p, def, asks != nil) })
 	g.attendDaemons(ctx, p)
+	if g.rec.Template {
+		g.spawn(func() { g.mindTemplate(ctx, p) })
+	}
 }
 
 // watch asks the VMM for news until ctx ends. brokered is whether it has a broker.
@@ -221,7 +224,7 @@ func (g *guest) useUp() {
 // getReady finds out when the guest is ready.
 func (g *guest) getReady() {
 	def, p := g.running.def, g.proc
-	if def == nil || def.Ready.IsZero() {
+	if def == nil || def.Ready.IsZero() || g.rec.Template {
 		g.ready, g.rec.Ready = true, true
 		return
 	}
@@ -240,6 +243,7 @@ func (g *guest) getReady() {
 				g.rec.Ready = true
 				g.save()
 				g.report("is ready")
+				g.takeTemplate()
 			} else if g.m.ctx.Err() == nil {
 				g.note = fmt.Sprintf("is not ready after %v: %v", time.Duration(def.Ready.Timeout), err)
 				g.log.Warn(g.note)
@@ -307,7 +311,15 @@ func (g *guest) ended(p *process, how string) {
 			g.failed = errors.New(g.note)
 		}
 		f.Restart = policy != store.Never
+		note := g.note
+		if g.rec.Template { // it may be the template's fault
+			g.dropTemplate()
+			f.Afresh = g.state == life.Starting
+		}
 		_ = g.stepWith(life.Died, f)
+		if f.Afresh {
+			g.fresh("cannot be used: " + note)
+		}
 	}
 }
 

@@ -331,6 +331,7 @@ func (g *guest) act(a life.Action) {
 	case life.Drop:
 		g.note, g.failed = "", nil
 		g.dropSaved()
+		g.dropTemplate()
 	}
 }
 

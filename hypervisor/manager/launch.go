@@ -35,12 +35,17 @@ type Launcher interface {
 	// Launch starts one. Before it runs, record is called with the number of its process, and with what its cell lacks; only if
 	// that returns nil the VMM runs: whenever this process is killed, either the process is on record or it ends by itself.
 	Launch(ctx context.Context, l Launch, record func(pid int, lacks []cell.Lack) error) error
+	// Program returns the path of the program that it starts.
+	Program() string
 }
 
 // Cells starts VMMs in cells. The caller's program must have called cell.RunInit first of all.
 type Cells struct {
 	VMM string // the program lodge-vmm
 }
+
+// Program implements Launcher.
+func (c *Cells) Program() string { return c.VMM }
 
 // Launch implements Launcher.
 func (c *Cells) Launch(ctx context.Context, l Launch, record func(pid int, lacks []cell.Lack) error) error {
@@ -62,6 +67,9 @@ func (c *Cells) Launch(ctx context.Context, l Launch, record func(pid int, lacks
 type Plain struct {
 	VMM string // the program lodge-vmm
 }
+
+// Program implements Launcher.
+func (p *Plain) Program() string { return p.VMM }
 
 // gateName is what the program calls itself that waits to become a VMM.
 const gateName = "lodge-vmm-gate"

@@ -23,14 +23,16 @@ type record struct {
 	PID   int    `json:"pid,omitempty"`   // of the VMM
 	Start uint64 `json:"start,omitempty"` // when it was started, in clock ticks since the boot
 
-	Began    time.Time `json:"began,omitzero"`     // when the VMM was started
-	Tag      string    `json:"tag,omitempty"`      // of the definition that it was started with
-	Restored bool      `json:"restored,omitempty"` // from the saved state, which is used up once the guest runs
-	Ready    bool      `json:"ready,omitempty"`
-	Resume   bool      `json:"resume,omitempty"`   // it was paused for a snapshot only
-	Again    bool      `json:"again,omitempty"`    // it is stopped to be started again
-	Deadline time.Time `json:"deadline,omitzero"`  // of Stopping: when it is switched off
-	Restarts int       `json:"restarts,omitempty"` // since it last ran for a while
+	Began    time.Time   `json:"began,omitzero"`     // when the VMM was started
+	Tag      string      `json:"tag,omitempty"`      // of the definition that it was started with
+	Restored bool        `json:"restored,omitempty"` // from the saved state, which is used up once the guest runs
+	Ready    bool        `json:"ready,omitempty"`
+	Template bool        `json:"template,omitempty"` // it came from its template
+	Key      templateKey `json:"key,omitempty"`      // of the template that it came from, or that is to be made of it
+	Resume   bool        `json:"resume,omitempty"`   // it was paused for a snapshot only
+	Again    bool        `json:"again,omitempty"`    // it is stopped to be started again
+	Deadline time.Time   `json:"deadline,omitzero"`  // of Stopping: when it is switched off
+	Restarts int         `json:"restarts,omitempty"` // since it last ran for a while
 
 	SerialFrom int64 `json:"serial_from,omitempty"` // where in the log of its serial port its output begins
 }

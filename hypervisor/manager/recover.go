@@ -134,7 +134,10 @@ func (g *guest) startedAs() *store.Guest {
 		as.Disks = append(as.Disks, store.Disk{Disk: k})
 	}
 	if g.def != nil {
-		as.Ready = g.def.Ready
+		as.Ready, as.Template = g.def.Ready, g.def.Template
+		for i := range as.Disks {
+			as.Disks[i].Keep = g.def.Keeps(as.Disks[i].Name)
+		}
 	}
 	return as
 }

@@ -124,19 +124,20 @@ func written(def *store.Guest) (list []store.Disk) {
 
 // Snapshot makes a snapshot of a guest: of one that runs with its memory, during which it is paused.
 func (m *Manager) Snapshot(name, snapshot string) (job uint64, err error) {
-	return m.snapshot(name, order{snapshot, true})
+	return m.snapshot(name, order{name: snapshot, memory: true})
 }
 
 // SnapshotDisks makes a snapshot without memory: a guest that runs is paused for as long as its disks are copied, which by
 // reflink takes milliseconds. To the guest they look as after a power cut.
 func (m *Manager) SnapshotDisks(name, snapshot string) (job uint64, err error) {
-	return m.snapshot(name, order{snapshot, false})
+	return m.snapshot(name, order{name: snapshot})
 }
 
 // order says what snapshot is to be made.
 type order struct {
-	name   string
-	memory bool
+	name     string
+	memory   bool
+	template bool // it is to be the guest's template, which has no name
 }
 
 func (m *Manager) snapshot(name string, o order) (job uint64, err error) {
@@ -182,8 +183,18 @@ func (m *Manager) snapshot(name string, o order) (job uint64, err error) {
 
 // tellSnapshot makes the snapshot of a guest that runs.
 func (g *guest) tellSnapshot() {
-	op, def, o := g.op, g.running.def, g.order
+	op, def, o, key := g.op, g.running.def, g.order, g.rec.Key
 	g.begin(func(ctx context.Context, number uint64) {
+		if o.template {
+			s := &still{g: g, number: number, op: op, memory: true}
+			if err := errors.Join(g.makeTemplate(ctx, def, key, s), s.end()); err != nil {
+				g.report("no template was made of it: %v", err)
+			} else {
+				g.report("a template was made of it: the next start goes on from there")
+			}
+			g.goesOn(number, nil)
+			return
+		}
 		s := &still{g: g, number: number, op: op, memory: o.memory}
 		err := errors.Join(g.makeSnapshot(ctx, def, o.name, op, s), s.end())
 		if err != nil {
@@ -383,8 +394,12 @@ func (g *guest) whileOff(kind, what string, f func(ctx context.Context, def *sto
 	return id, err
 }
 
-// overlays makes the copies of disks that a disposable guest writes to, and returns its disks with them.
-func (g *guest) overlays(ctx context.Context, def *store.Guest) ([]definition.Disk, error) {
+// overlay is the copy of a disk that a disposable guest writes to.
+func (g *guest) overlay(disk string) string { return filepath.Join(g.overlayDir(), disk+".raw") }
+
+// overlays makes the copies of disks that a disposable guest writes to, as they are in template if that is not "", and returns
+// its disks with them.
+func (g *guest) overlays(ctx context.Context, def *store.Guest, template string) ([]definition.Disk, error) {
 	if err := os.RemoveAll(g.overlayDir()); err != nil {
 		return nil, err
 	}
@@ -392,12 +407,15 @@ func (g *guest) overlays(ctx context.Context, def *store.Guest) ([]definition.Di
 		return nil, err
 	}
 	disks := slices.Clone(def.Definition.Disks)
-	for i, k := range disks {
-		if k.ReadOnly {
+	for i, k := range def.Disks {
+		if k.ReadOnly || k.Keep {
 			continue
 		}
-		to := filepath.Join(g.overlayDir(), k.Name+".raw")
-		if err := pool.CopyFile(ctx, k.Path, to, pool.CopyOptions{}, func(done, total int64) {}); err != nil {
+		from, to := k.Path, g.overlay(k.Name)
+		if template != "" {
+			from = filepath.Join(template, k.Name+".raw")
+		}
+		if err := pool.CopyFile(ctx, from, to, pool.CopyOptions{}, func(done, total int64) {}); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", k.Name, err)
 		}
 		disks[i].Path = to

@@ -143,8 +143,12 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 		return err
 	}
 	vmm := def.Definition
+	from, err := g.startFrom(ctx, number, def)
+	if err != nil {
+		return err
+	}
 	if def.Disposable {
-		if vmm.Disks, err = g.overlays(ctx, def); err != nil {
+		if vmm.Disks, err = g.overlays(ctx, def, from.template); err != nil {
 			return err
 		}
 	}
@@ -166,6 +170,9 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 			return err
 		}
 		l.IgnoreDiskChanges = s.Snapshot != ""
+	}
+	if from.template != "" {
+		l.Restore, l.IgnoreDiskChanges = filepath.Join(from.template, memoryName), true // the copies are as they were
 	}
 	if l.Log, err = openLog(filepath.Join(g.m.logDir(g.name), vmmLog)); err != nil {
 		return err
@@ -192,6 +199,7 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 				err = errStopped
 				return
 			}
+			g.rec.Template, g.rec.Key = from.template != "", from.key
 			if err = g.enter(pid, def, tag, serialFrom, asks); err == nil {
 				recorded = true
 				g.tellLacks(lacks)
@@ -209,6 +217,38 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 		return nil
 	}
 	return err
+}
+
+// origin is what a guest starts from.
+type origin struct {
+	template string      // directory of its template; "" if it boots
+	key      templateKey // nil if it has no template, and is to get none
+}
+
+// startFrom returns what a guest starts from whose images have been found, and tells why that is not the template which is there.
+func (g *guest) startFrom(ctx context.Context, number uint64, def *store.Guest) (o origin, err error) {
+	if !def.Template {
+		return o, nil
+	}
+	if o.key, err = g.templateKey(&def.Definition, def.Disks); err != nil {
+		return o, fmt.Errorf("template: %w", err)
+	}
+	dir, why := g.useTemplate(o.key, def)
+	if why != "" {
+		g.do(func() {
+			if g.task == number {
+				g.fresh(why)
+			}
+		})
+	}
+	if o.template = dir; dir != "" {
+		g.spawn(func() {
+			if err := readAhead(ctx, dir); err != nil {
+				g.log.Warn("template cannot be read ahead", "err", err)
+			}
+		})
+	}
+	return o, nil
 }
 
 // tellLacks tells what the cell of the guest's VMM has to do without, once and when it is something else.

@@ -110,6 +110,7 @@ const (
 type Facts struct {
 	Saved   bool // a saved state is there
 	Restart bool // by its restart policy the guest is started again after this end
+	Afresh  bool // the machine was to go on from the guest's template, which is no good
 	Again   bool // the machine was told to end so that it is started again
 }
 
@@ -131,6 +132,7 @@ var (
 
 func restart(f Facts) bool { return f.Restart }
 func again(f Facts) bool   { return f.Again }
+func afresh(f Facts) bool  { return f.Afresh }
 func saved(f Facts) bool   { return f.Saved }
 
 // Table returns the whole state machine. To is "off" where it is Saved if a saved state is there, or else Defined.
@@ -172,6 +174,7 @@ func Table() []Row {
 		{From: []State{Stopping, Saving}, Event: Ended, To: off, Action: Clear},
 		{From: []State{Stopping}, Event: Died, To: off, Action: Clear},
 		{From: []State{Saving}, Event: Died, When: "saved", To: Saved, Action: Clear, holds: saved},
+		{From: []State{Starting}, Event: Died, When: "of its template", To: Waiting, Action: ClearAwait, holds: afresh},
 		{From: []State{Starting, Running, Paused}, Event: Ended, When: "by policy", To: Restarting, Action: Schedule, holds: restart},
 		{From: []State{Starting, Running, Paused, Saving}, Event: Died, When: "by policy", To: Restarting, Action: Schedule, holds: restart},
 		{From: []State{Starting, Running, Paused}, Event: Ended, To: off, Action: Clear},

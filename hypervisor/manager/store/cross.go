@@ -24,7 +24,7 @@ func (g *Guest) uses() []use {
 		list = append(list, use{"vsock.cid", "cid", fmt.Sprintf("vsock cid %d", g.Vsock.CID)})
 	}
 	for i, k := range g.Disks {
-		if !k.ReadOnly && !g.Disposable { // a disposable guest only reads it
+		if !k.ReadOnly && (!g.Disposable || k.Keep) { // a disposable guest only reads it
 			what := k.URL
 			if k.Path != "" {
 				what = realPath(k.Path)

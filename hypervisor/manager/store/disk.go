@@ -15,6 +15,7 @@ type Disk struct {
 	definition.Disk
 	Image  string `toml:"image,omitempty"`  // of a pool, in place of a path: NAME or POOL/NAME
 	URL    string `toml:"url,omitempty"`    // an NBD export, in place of a path
+	Keep   bool   `toml:"keep,omitempty"`   // of a disposable guest: what it writes to this disk stays
 	Format string `toml:"format,omitempty"` // of what the path or URL names: raw, qcow2 or luks. raw if it is missing
 }
 
@@ -66,7 +67,7 @@ func (g *Guest) placeDisks(s Sockets, images Images, fail func(key, format strin
 			fail(at+".format", "disk %q: format belongs to a path, an image or a url: who serves the socket knows what it serves", k.Name)
 		case k.Image != "" && k.Format == QCOW2:
 			fail(at+".format", "disk %q: images of pools are raw: import it, or give its path", k.Name)
-		case k.Served() && !k.ReadOnly && g.Disposable:
+		case k.Served() && !k.ReadOnly && !k.Keep && g.Disposable:
 			fail(at, "disk %q: a disposable guest writes to a copy, which only raw files can have: set readonly = true, or import it", k.Name)
 		}
 		if k.Image != "" {

@@ -36,6 +36,7 @@ type Guest struct {
 	StopTimeout  Duration `toml:"stop_timeout,omitempty"`  // from the power button until it is switched off. 1m if it is missing
 
 	Disposable bool   `toml:"disposable,omitempty"` // what it writes to its disks is dropped when it stops
+	Template   bool   `toml:"template,omitempty"`   // once it was ready, it starts from how it was then, with its memory
 	Input      Input  `toml:"input,omitempty"`
 	Shares     Shares `toml:"shares,omitempty"`
 }
@@ -178,9 +179,34 @@ func (g *Guest) check(file string, s Sockets, fail func(key, format string, args
 			fail(fmt.Sprintf("nic[%d].network", i), "nic %q: another card is on network %q too: a guest has one card on a network", n.Name, n.Network)
 		}
 	}
+	g.checkDisposable(fail)
 	g.checkLooks(fail)
 	g.checkOrder(fail)
 	g.checkEnds(fail)
+}
+
+// checkDisposable checks what only disposable guests can have.
+func (g *Guest) checkDisposable(fail func(key, format string, args ...any)) {
+	for i, k := range g.Disks {
+		at := fmt.Sprintf("disk[%d]", i)
+		switch {
+		case k.Keep && (k.ReadOnly || !g.Disposable):
+			fail(at+".keep", "disk %q: keep is for what a disposable guest writes to: set disposable = true, or leave keep out", k.Name)
+		case g.Template && k.URL != "":
+			fail(at+".url", "disk %q: of what a url names it cannot be told whether it was changed: with template = true, use a path or an image", k.Name)
+		}
+	}
+	switch {
+	case g.Template && !g.Disposable:
+		fail("template", "template: each start would begin with what the disks were before: set disposable = true too, and keep for disks whose content is to stay")
+	case g.Template && g.Ready.IsZero():
+		fail("template", "template: it is made when the guest is ready: say by [ready] when that is")
+	}
+}
+
+// Keeps reports whether the guest writes to the disk of that name itself, though it is disposable.
+func (g *Guest) Keeps(disk string) bool {
+	return slices.ContainsFunc(g.Disks, func(k Disk) bool { return k.Name == disk && k.Keep })
 }
 
 // checkLooks checks what people see.
