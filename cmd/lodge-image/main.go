@@ -20,6 +20,7 @@ type cli struct {
 	Rollback   rollbackCommand    `cmd:"" help:"Start the other slot from now on."`
 	Good       goodCommand        `cmd:"" help:"Say that the slot that runs has come up, so that it stays."`
 	Status     statusCommand      `cmd:"" help:"List the slots, the one that starts next first."`
+	Guest      guestCommand       `cmd:"" help:"Make a guest's system."`
 	Completion cmdline.Completion `cmd:"" help:"Print shell completion."`
 	Man        cmdline.Man        `cmd:"" help:"Print the manual page."`
 }

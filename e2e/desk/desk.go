@@ -124,16 +124,29 @@ func (d *Desk) startManager(ctx context.Context) (err error) {
 	if d.Manager, err = host.StartManager(ctx, nil, "--seat", seatSocket); err != nil {
 		return err
 	}
-	var s strings.Builder
-	fmt.Fprintf(&s, "control = %q\n", seatSocket)
 	for _, k := range Desktops() {
 		if err := d.Manager.Define(ctx, d.config(k)); err != nil {
 			return err
 		}
+	}
+	return d.describe(ctx, Desktops()...)
+}
+
+// describe writes the seat's configuration, for guests that are defined.
+func (d *Desk) describe(ctx context.Context, guests ...Desktop) error {
+	var s strings.Builder
+	fmt.Fprintf(&s, "control = %q\n", seatSocket)
+	for _, k := range guests {
 		fmt.Fprintf(&s, "[[guest]]\nname = %q\ncolor = %q\nslot = %d\ndisplay = %q\n",
 			k.Name, k.Color, k.Slot, d.Manager.RunDir(k.Name)+"/display.sock")
 	}
 	return d.Notebook.Put(ctx, strings.NewReader(s.String()), seatFile, 0o644)
+}
+
+// On returns the desk of a notebook that runs, with a manager and guests of its own, which its seat is going to show.
+func On(ctx context.Context, nb *notebook.Notebook, m *guest.Manager, cfg Config, guests ...Desktop) (*Desk, error) {
+	d := &Desk{Notebook: nb, Manager: m, cfg: cfg}
+	return d, d.describe(ctx, guests...)
 }
 
 func (k Desktop) cmdline() string {

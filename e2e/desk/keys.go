@@ -9,6 +9,9 @@ import (
 // drops all of them when there are more, for which an emulated guest's compositor is slow enough.
 const keyPause = 50 * time.Millisecond
 
+// clickPause is between a move of the pointer, the press of its button, and its release: enough for a guest to draw what is under it.
+const clickPause = 300 * time.Millisecond
+
 // lookPause is between a look at the screen and the next.
 const lookPause = 200 * time.Millisecond
 
@@ -33,9 +36,9 @@ func (d *Desk) Press(ctx context.Context, keys ...string) error {
 	return d.send(ctx, all)
 }
 
-// Type types lower-case letters, digits, spaces and line ends.
+// Type types lower-case letters, digits, spaces, dots, slashes and line ends.
 func (d *Desk) Type(ctx context.Context, text string) error {
-	names := map[rune]string{' ': "spc", '\n': "ret"}
+	names := map[rune]string{' ': "spc", '\n': "ret", '.': "dot", '/': "slash"}
 	for _, r := range text {
 		name := names[r]
 		if name == "" {
@@ -82,4 +85,21 @@ func (d *Desk) Move(ctx context.Context, x, y int) error {
 	}
 	_, err := d.Notebook.QMP(ctx, "input-send-event", map[string]any{"events": []any{axis("x", x, Width), axis("y", y, Height+Bar)}})
 	return err
+}
+
+// Click moves the pointer to a place on the screen, as Move does, and clicks there.
+func (d *Desk) Click(ctx context.Context, x, y int) error {
+	if err := d.Move(ctx, x, y); err != nil {
+		return err
+	}
+	for _, down := range []bool{true, false} {
+		if err := pause(ctx, clickPause); err != nil {
+			return err
+		}
+		button := map[string]any{"type": "btn", "data": map[string]any{"button": "left", "down": down}}
+		if _, err := d.Notebook.QMP(ctx, "input-send-event", map[string]any{"events": []any{button}}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/lodgehv/lodge/guest/debian"
 )
 
 //go:embed files
@@ -14,7 +16,7 @@ var files embed.FS
 // Guest is a Debian system for a virtual machine.
 type Guest struct {
 	Arch   Arch
-	Kernel *Kernel
+	Kernel *debian.Kernel
 	Initrd string // for Kernel; finds the root by root=, /dev/vda unless told
 	Disk   string // ext4, no partitions; raw and sparse; never written by tests
 	Key    string // changes when anything of it does
@@ -53,7 +55,7 @@ func (b *Builder) Guest(ctx context.Context, a Arch) (*Guest, error) {
 	}
 	key := Key("2", agentKey, filepath.Base(deb), filepath.Base(k.Dir), overlay, guestDiskSize)
 	dir, err := b.Result(ctx, "guest-"+a.system(), key, func(ctx context.Context, dir string) error {
-		busybox, err := fromTar(filepath.Join(deb, "root.tar"), "usr/bin/busybox")
+		busybox, err := debian.FromTar(filepath.Join(deb, "root.tar"), "usr/bin/busybox")
 		if err != nil {
 			return err
 		}
@@ -61,7 +63,7 @@ func (b *Builder) Guest(ctx context.Context, a Arch) (*Guest, error) {
 		if err != nil {
 			return err
 		}
-		err = writeInitrd(filepath.Join(dir, "initrd"), k, busybox, init, "virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
+		err = k.WriteInitramfs(filepath.Join(dir, "initrd"), busybox, init, "virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 		if err != nil {
 			return err
 		}

@@ -5,11 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/lodgehv/lodge/guest/debian"
 )
 
 // Notebook is the simulated notebook's software.
 type Notebook struct {
-	Kernel *Kernel
+	Kernel *debian.Kernel
 	Initrd string
 	Disk   string // ext4 with QEMU, the agent and the guests' boot files
 	Key    string
@@ -83,7 +85,7 @@ func (b *Builder) Notebook(ctx context.Context, guests ...*Guest) (*Notebook, er
 	return &Notebook{Kernel: k, Initrd: filepath.Join(dir, "initrd"), Disk: filepath.Join(dir, "disk.img"), Key: key}, nil
 }
 
-func notebookImage(ctx context.Context, dir string, k *Kernel, agent string, guests []*Guest) error {
+func notebookImage(ctx context.Context, dir string, k *debian.Kernel, agent string, guests []*Guest) error {
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		return err
@@ -92,14 +94,14 @@ func notebookImage(ctx context.Context, dir string, k *Kernel, agent string, gue
 	if err != nil {
 		return err
 	}
-	if err := writeInitrd(filepath.Join(dir, "initrd"), k, busybox, init, notebookModules[:earlyModules]...); err != nil {
+	if err := k.WriteInitramfs(filepath.Join(dir, "initrd"), busybox, init, notebookModules[:earlyModules]...); err != nil {
 		return err
 	}
 	root := filepath.Join(dir, "root")
 	if err := copyEmbedded("files/notebook", root); err != nil {
 		return err
 	}
-	modules, err := k.modules(notebookModules[:]...)
+	modules, err := k.Modules(notebookModules[:]...)
 	if err != nil {
 		return err
 	}

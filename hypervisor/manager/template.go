@@ -152,7 +152,7 @@ func processorIdentity(file string) (string, error) {
 		name, _, _ := strings.Cut(line, ":")
 		switch strings.TrimSpace(name) {
 		case "vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "bugs", "vmx flags":
-			io.WriteString(h, line)
+			fmt.Fprint(h, line)
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
