@@ -21,6 +21,9 @@ import (
 // noMachine is a host on which no VMM can be started.
 type noMachine struct{}
 
+// Program implements manager.Launcher.
+func (noMachine) Program() string { return "/absent" }
+
 // Launch implements manager.Launcher.
 func (noMachine) Launch(context.Context, manager.Launch, func(int, []cell.Lack) error) error {
 	return errors.New("no machine can be made here")
