@@ -14,7 +14,7 @@ deps: ## install the Debian packages of .ci/packages (as root, or through sudo)
 
 build: ## build all binaries into bin/
 	@mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags="-s -w" -o bin/ ./cmd/...
 
 test: deps build bin/testrun ## run all tests, and each fuzz target for FUZZTIME (10s)
 	@bin/testrun -fuzztime $(FUZZTIME)

@@ -12,11 +12,13 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lodgehv/lodge/hypervisor/appliance"
 	"github.com/lodgehv/lodge/hypervisor/bootimage"
 )
 
 // What build writes into its directory.
 const (
+	fileGuests  = "guests.img"
 	fileUKI     = "lodge.efi"
 	fileManager = "bootx64.efi"
 	fileDisk    = "lodge.img"
@@ -27,7 +29,9 @@ const (
 // buildCommand is the command "build".
 type buildCommand struct {
 	Out     string   `arg:"" help:"Directory for the images. Files of another build in it are replaced."`
-	Init    string   `required:"" placeholder:"FILE" help:"The first program, a static binary."`
+	Guest   []string `placeholder:"DIR" sep:"none" help:"A guest that comes along: a directory with its files and its definition, as lodge-image guest makes it. May be repeated."`
+	Without []string `placeholder:"NAME" help:"Kernel modules of Lodge's own to leave out, such as amdgpu, for a machine that has no such device."`
+	Init    string   `placeholder:"FILE" help:"In place of Lodge: the first program, a static binary."`
 	File    []string `placeholder:"FILE:PATH" sep:"none" help:"A file, and its path in the image, such as bin/lodge-vmm:bin/lodge-vmm. May be repeated."`
 	Module  []string `placeholder:"NAME" help:"A kernel module; those that it depends on come along."`
 	Blob    []string `name:"firmware" placeholder:"PATH" help:"A firmware file, as its driver asks for it, such as i915/kbl_dmc_ver1_04.bin."`
@@ -39,6 +43,7 @@ type buildCommand struct {
 	Cert    string   `placeholder:"FILE" and:"sign" help:"Its certificate."`
 	PCRKey  string   `name:"pcr-key" placeholder:"FILE" help:"Private RSA key, PEM, to sign what a TPM will measure of the UKI with."`
 
+	Programs    string `placeholder:"DIR" help:"Lodge's programs, linked statically; where lodge-image itself is if not given."`
 	Kernel      string `placeholder:"FILE" help:"The kernel, a bzImage; this machine's Debian kernel if not given."`
 	Modules     string `placeholder:"DIR" help:"Its modules; /lib/modules/VERSION if not given."`
 	FirmwareDir string `default:"/lib/firmware" help:"Where firmware files are."`
@@ -111,6 +116,9 @@ func (b *builder) build(ctx context.Context) error {
 	b.sizes("initramfs, before it is compressed", files)
 	b.sizes("UKI", parts)
 	if err := b.write(ctx, fileUKI, uki); err != nil {
+		return err
+	}
+	if err := b.guests(ctx); err != nil {
 		return err
 	}
 	if slices.Contains(b.Media, "disk") {
@@ -192,6 +200,11 @@ func debianKernel() (string, error) {
 // initramfs builds it for the kernel of a version, and notes its files.
 func (b *builder) initramfs(version string) ([]byte, []bootimage.Part, error) {
 	i := bootimage.Initramfs{Init: b.Init, Files: make(map[string]string), Load: b.Module, FirmwareDir: b.FirmwareDir, Firmware: b.Blob}
+	if b.Init == "" {
+		if err := b.lodge(&i); err != nil {
+			return nil, nil, err
+		}
+	}
 	for _, f := range b.File {
 		from, to, ok := strings.Cut(f, ":")
 		if !ok || i.Files[to] != "" {
@@ -199,7 +212,7 @@ func (b *builder) initramfs(version string) ([]byte, []bootimage.Part, error) {
 		}
 		i.Files[to] = from
 	}
-	if len(b.Module) > 0 {
+	if len(i.Load) > 0 {
 		dir := cmp.Or(b.Modules, filepath.Join("/lib/modules", version))
 		if filepath.Base(dir) != version {
 			return nil, nil, fmt.Errorf("--modules=%s: the kernel is %s, and loads no modules of another", dir, version)
@@ -230,6 +243,70 @@ func (b *builder) initramfs(version string) ([]byte, []bootimage.Part, error) {
 	return archive, parts, nil
 }
 
+// lodge gives the initramfs Lodge itself.
+func (b *builder) lodge(i *bootimage.Initramfs) error {
+	dir := b.Programs
+	if dir == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		dir = filepath.Dir(self)
+	}
+	files, err := appliance.Files(dir)
+	if err != nil {
+		return err
+	}
+	i.Init, i.Files = filepath.Join(dir, "lodged"), files
+	modules := appliance.Modules()
+	for _, name := range b.Without {
+		if !slices.Contains(modules, name) {
+			return fmt.Errorf("--without=%s: it is none of %s", name, strings.Join(modules, ", "))
+		}
+	}
+	own := slices.DeleteFunc(modules, func(m string) bool { return slices.Contains(b.Without, m) })
+	i.Load = append(own, i.Load...)
+	return nil
+}
+
+// guests makes the file system with the guests that come along; without any, that of an earlier build goes.
+func (b *builder) guests(ctx context.Context) error {
+	name := filepath.Join(b.Out, fileGuests)
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if len(b.Guest) == 0 {
+		return nil
+	}
+	if err := appliance.MakeGuests(ctx, name, b.Guest...); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	b.note(fileGuests, "", data)
+	fmt.Fprintf(b.out, "%s: %s\n", name, mib(len(data)))
+	return nil
+}
+
+// openGuests returns the file system with the guests in a build's directory, nil if there is none.
+func openGuests(dir string) (guests *io.SectionReader, done func(), err error) {
+	f, err := os.Open(filepath.Join(dir, fileGuests))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, func() {}, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return io.NewSectionReader(f, 0, st.Size()), func() { f.Close() }, nil
+}
+
 // disk writes the disk image.
 func (b *builder) disk(ctx context.Context, manager, uki []byte) error {
 	if err := ctx.Err(); err != nil {
@@ -241,15 +318,20 @@ func (b *builder) disk(ctx context.Context, manager, uki []byte) error {
 		return err
 	}
 	defer os.Remove(f.Name())
-	esp := b.ESP << 20
-	size := bootimage.DiskSize(esp)
-	if err = f.Truncate(size); err == nil {
-		err = bootimage.WriteDisk(f, size, esp, manager, uki)
+	c := bootimage.Content{ESP: b.ESP << 20, Manager: manager, UKI: uki}
+	guests, done, err := openGuests(b.Out)
+	if err == nil {
+		defer done()
+		c.Guests = guests
+		err = f.Truncate(c.Size())
+	}
+	if err == nil {
+		err = bootimage.WriteDisk(f, c.Size(), c)
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	fmt.Fprintf(b.out, "%s: %s\n", name, mib(int(size)))
+	fmt.Fprintf(b.out, "%s: %s\n", name, mib(int(c.Size())))
 	return os.Rename(f.Name(), name)
 }
 

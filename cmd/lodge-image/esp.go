@@ -68,9 +68,16 @@ func (c *installCommand) erase(manager, uki []byte) error {
 	if err != nil {
 		return err
 	}
+	content := bootimage.Content{ESP: c.ESP << 20, Manager: manager, UKI: uki}
+	guests, done, err := openGuests(c.From)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	defer done()
+	content.Guests = guests
 	size, err := f.Seek(0, io.SeekEnd)
 	if err == nil {
-		err = bootimage.WriteDisk(f, size, c.ESP<<20, manager, uki)
+		err = bootimage.WriteDisk(f, size, content)
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", c.Target, err)

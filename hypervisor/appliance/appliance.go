@@ -195,8 +195,13 @@ func (m *machine) watchdog(ctx context.Context) {
 func (m *machine) prepareState() (ending Ending, known bool) {
 	for {
 		problem, err := m.mountState()
+		if device, err := mountGuests(); err == nil {
+			m.log.Info("guests come along", "device", device)
+		} else if !errors.Is(err, errNoGuests) {
+			problem = errors.Join(problem, err)
+		}
 		if err == nil {
-			err = seed(m.cfg.Definitions, m.log)
+			err = seed(m.log, m.cfg.Definitions, filepath.Join(GuestsDir, guestDefinitions))
 		}
 		if err == nil {
 			err = m.journal.keep(filepath.Join(logDir, "lodge.log"))

@@ -36,8 +36,9 @@ func blockDevices() ([]string, error) {
 	return list, nil
 }
 
-// findState returns the device with the state among some. Two of them are an error: which is the right one?
-func findState(devices []string) (device, kind string, err error) {
+// findLabelled returns the device among some whose file system has a label, and what kind that is; "" if none has. Two of them are an
+// error: which is the right one?
+func findLabelled(wanted string, devices []string) (device, kind string, err error) {
 	var found []string
 	for _, d := range devices {
 		f, err := os.Open(d)
@@ -46,17 +47,17 @@ func findState(devices []string) (device, kind string, err error) {
 		}
 		k, label, err := fileSystem(f)
 		f.Close()
-		if err == nil && k != "" && label == StateLabel {
+		if err == nil && k != "" && label == wanted {
 			found, kind = append(found, d), k
 		}
 	}
 	switch len(found) {
 	case 0:
-		return "", "", ErrNoState
+		return "", "", nil
 	case 1:
 		return found[0], kind, nil
 	}
-	return "", "", fmt.Errorf("several state partitions: %v: unplug the disks that are not this machine's, or relabel theirs", found)
+	return "", "", fmt.Errorf("several disks have a file system labelled %s: %v: unplug those that are not this machine's, or relabel theirs", wanted, found)
 }
 
 // awaitState looks for the state until a time: disks take a moment to appear.
@@ -66,9 +67,12 @@ func awaitState(until time.Time) (device, kind string, err error) {
 		if err != nil {
 			return "", "", err
 		}
-		device, kind, err = findState(devices)
-		if !errors.Is(err, ErrNoState) || time.Now().After(until) {
+		device, kind, err = findLabelled(StateLabel, devices)
+		if err != nil || device != "" {
 			return device, kind, err
+		}
+		if time.Now().After(until) {
+			return "", "", ErrNoState
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -112,8 +116,9 @@ func ramState() error {
 	return unix.Mount("tmpfs", StateDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700")
 }
 
-// seed makes the directories of the state. Definitions that the image brings in from become the machine's if it has none at all yet.
-func seed(from string, log *slog.Logger) error {
+// seed makes the directories of the state. Definitions that come along in some directories, which need not be there, become the
+// machine's if it has none at all yet.
+func seed(log *slog.Logger, from ...string) error {
 	fresh := false
 	if _, err := os.Stat(ConfigDir); errors.Is(err, fs.ErrNotExist) {
 		fresh = true
@@ -130,20 +135,23 @@ func seed(from string, log *slog.Logger) error {
 	if err := errors.Join(os.RemoveAll(temporary), os.Mkdir(temporary, 0o700)); err != nil {
 		return err
 	}
-	if _, err := os.Stat(from); err == nil {
-		if err := os.CopyFS(temporary, os.DirFS(from)); err != nil {
-			return fmt.Errorf("the image's definitions: %w", err)
+	for _, dir := range from {
+		if _, err := os.Stat(dir); err != nil {
+			continue
 		}
-		log.Info("state is new: the image's definitions are in it")
+		if err := os.CopyFS(temporary, os.DirFS(dir)); err != nil {
+			return fmt.Errorf("the definitions in %s: %w", dir, err)
+		}
+		log.Info("state is new: definitions are in it", "from", dir)
 	}
 	unix.Sync()
 	return os.Rename(temporary, ConfigDir)
 }
 
 // stateMounts are in the order in which they are unmounted.
-var stateMounts = []string{StateDir, "/run/state/lower"}
+var stateMounts = []string{StateDir, "/run/state/lower", GuestsDir}
 
-// unmountState unmounts the state, or makes it read-only if a process that does not end still has it.
+// unmountState unmounts the state and the guests that come along, or makes it read-only if a process that does not end still has it.
 func unmountState() error {
 	var errs []error
 	for _, m := range stateMounts {

@@ -35,7 +35,7 @@ func formatted(t *testing.T, size int64, args ...string) string {
 	return name
 }
 
-func TestFindState(t *testing.T) {
+func TestFindLabelled(t *testing.T) {
 	ext4 := formatted(t, 16<<20, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", StateLabel)
 	other := formatted(t, 16<<20, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", "lodge-state-old")
 	xfs := formatted(t, 320<<20, "/usr/sbin/mkfs.xfs", "-q", "-L", StateLabel)
@@ -48,10 +48,10 @@ func TestFindState(t *testing.T) {
 	}{
 		{"ext4", []string{"/nonexistent", empty, small, other, ext4}, ext4, "ext4", ""},
 		{"XFS", []string{other, xfs}, xfs, "xfs", ""},
-		{"none", []string{empty, small, other}, "", "", ErrNoState.Error()},
-		{"two", []string{ext4, xfs}, "", "", "several state partitions"},
+		{"none", []string{empty, small, other}, "", "", ""},
+		{"two", []string{ext4, xfs}, "", "", "several disks have a file system labelled lodge-state"},
 	} {
-		device, kind, err := findState(c.devices)
+		device, kind, err := findLabelled(StateLabel, c.devices)
 		if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
 			t.Errorf("%s: error %v, want %q", c.name, err, c.err)
 		} else if err == nil && (device != c.device || kind != c.kind) {

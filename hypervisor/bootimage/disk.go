@@ -3,6 +3,7 @@ package bootimage
 import (
 	"crypto/sha256"
 	"fmt"
+	"io"
 
 	"github.com/diskfs/go-diskfs/filesystem/fat32"
 	"github.com/diskfs/go-diskfs/partition/gpt"
@@ -17,28 +18,52 @@ const (
 	maxESP     = 4 << 30
 )
 
-// DiskSize returns the size of a disk image with an ESP of some bytes.
-func DiskSize(esp int64) int64 { return 2*diskMargin + esp }
+// Content is what is on a disk of Lodge's.
+type Content struct {
+	ESP          int64 // its size, bytes
+	Manager, UKI []byte
+	Guests       *io.SectionReader // a file system with guests that come along, for a partition of its own; nil is none
+}
 
-// WriteDisk writes a partition table and an ESP of some bytes to a disk of size bytes, with the boot manager and one slot. What was
+// guests returns the size of their partition, bytes.
+func (c *Content) guests() int64 {
+	if c.Guests == nil {
+		return 0
+	}
+	return (c.Guests.Size() + diskMargin - 1) / diskMargin * diskMargin
+}
+
+// Size returns the size of the smallest disk that has it, bytes.
+func (c *Content) Size() int64 { return 2*diskMargin + c.ESP + c.guests() }
+
+// WriteDisk writes a partition table, an ESP with the boot manager and one slot, and the guests to a disk of size bytes. What was
 // there is lost.
-func WriteDisk(d Disk, size, esp int64, manager, uki []byte) error {
+func WriteDisk(d Disk, size int64, c Content) error {
+	esp := c.ESP
 	if esp < minESP || esp > maxESP || esp%diskMargin != 0 {
 		return fmt.Errorf("an ESP of %d bytes: it needs whole MiB, from %d to %d", esp, minESP>>20, maxESP>>20)
 	}
-	if size < DiskSize(esp) {
-		return fmt.Errorf("the disk has %d bytes, an ESP of %d needs %d", size, esp, DiskSize(esp))
+	if size < c.Size() {
+		return fmt.Errorf("the disk has %d bytes, and needs %d", size, c.Size())
 	}
-	if need := 2*int64(len(uki)) + int64(len(manager)) + diskMargin; esp-esp/64 < need {
-		return fmt.Errorf("an ESP of %d bytes: two slots of %d bytes do not fit", esp, len(uki))
+	if need := 2*int64(len(c.UKI)) + int64(len(c.Manager)) + diskMargin; esp-esp/64 < need {
+		return fmt.Errorf("an ESP of %d bytes: two slots of %d bytes do not fit", esp, len(c.UKI))
 	}
 	s := &storage{Disk: d, size: size}
+	partition := func(index int, at, size int64, kind gpt.Type, name string) *gpt.Partition {
+		return &gpt.Partition{Index: index, Start: uint64(at / fatSector), End: uint64((at+size)/fatSector) - 1, Size: uint64(size),
+			Type: kind, Name: name, GUID: newGUID(fmt.Sprint("partition", index), c.UKI)}
+	}
 	table := &gpt.Table{
-		LogicalSectorSize: fatSector, PhysicalSectorSize: fatSector, ProtectiveMBR: true, GUID: newGUID("disk", uki),
-		Partitions: []*gpt.Partition{{
-			Index: 1, Start: diskMargin / fatSector, End: uint64(diskMargin+esp)/fatSector - 1, Size: uint64(esp),
-			Type: gpt.EFISystemPartition, Name: "Lodge", GUID: newGUID("partition", uki),
-		}},
+		LogicalSectorSize: fatSector, PhysicalSectorSize: fatSector, ProtectiveMBR: true, GUID: newGUID("disk", c.UKI),
+		Partitions: []*gpt.Partition{partition(1, diskMargin, esp, gpt.EFISystemPartition, "Lodge")},
+	}
+	if c.Guests != nil {
+		at := diskMargin + esp
+		table.Partitions = append(table.Partitions, partition(2, at, c.guests(), gpt.LinuxFilesystem, "Lodge guests"))
+		if _, err := io.Copy(io.NewOffsetWriter(d, at), io.NewSectionReader(c.Guests, 0, c.Guests.Size())); err != nil {
+			return fmt.Errorf("guests: %w", err)
+		}
 	}
 	if err := table.Write(s, size); err != nil {
 		return fmt.Errorf("partition table: %w", err)
@@ -50,7 +75,7 @@ func WriteDisk(d Disk, size, esp int64, manager, uki []byte) error {
 	if err != nil {
 		return fmt.Errorf("ESP: %w", err)
 	}
-	if err := Install(e, manager, uki); err != nil {
+	if err := Install(e, c.Manager, c.UKI); err != nil {
 		return fmt.Errorf("ESP: %w", err)
 	}
 	if err := finish(d, diskMargin, esp); err != nil {

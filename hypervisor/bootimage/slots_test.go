@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf16"
+
+	"github.com/diskfs/go-diskfs/partition/gpt"
 )
 
 // testUKI is a UKI as far as an ESP wants it: each number gives another.
@@ -93,13 +95,18 @@ func (d *memDisk) Sync() error {
 
 func isZero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
 
-const testESP = minESP
+// Sizes of the ESP and of the disk with nothing else.
+const (
+	testESP  = minESP
+	testDisk = testESP + 2*diskMargin
+)
 
 // installed returns a disk with UKI 1 in its first slot, and its ESP.
 func installed(t testing.TB) (*memDisk, *fatESP) {
 	t.Helper()
-	d := newMemDisk(DiskSize(testESP))
-	if err := WriteDisk(d, d.size, testESP, []byte("manager"), testUKI(1)); err != nil {
+	c := Content{ESP: testESP, Manager: []byte("manager"), UKI: testUKI(1)}
+	d := newMemDisk(testDisk)
+	if err := WriteDisk(d, d.size, c); err != nil {
 		t.Fatal(err)
 	}
 	return d, reopen(t, d)
@@ -280,7 +287,7 @@ func TestRunningSlot(t *testing.T) {
 
 // cut returns the disk as a power cut leaves it after some of the log: what was written since the last barrier may be there or not.
 func cut(base map[int64][]byte, log []write, random *rand.Rand) *memDisk {
-	d := newMemDisk(DiskSize(testESP))
+	d := newMemDisk(testDisk)
 	d.sectors = maps.Clone(base)
 	barrier := 0
 	for i, w := range log {
@@ -524,15 +531,45 @@ func TestWriteDisk(t *testing.T) {
 		uki       []byte
 		want      string
 	}{
-		{DiskSize(testESP), 1 << 20, testUKI(1), "it needs whole MiB, from 64"},
-		{DiskSize(testESP), testESP + 1, testUKI(1), "whole MiB"},
-		{DiskSize(testESP) - 1, testESP, testUKI(1), "the disk has"},
-		{DiskSize(testESP), testESP, make([]byte, testESP/2), "two slots"},
-		{DiskSize(testESP), testESP, []byte("no UKI"), "not a PE image"},
+		{testDisk, 1 << 20, testUKI(1), "it needs whole MiB, from 64"},
+		{testDisk, testESP + 1, testUKI(1), "whole MiB"},
+		{testDisk - 1, testESP, testUKI(1), "the disk has"},
+		{testDisk, testESP, make([]byte, testESP/2), "two slots"},
+		{testDisk, testESP, []byte("no UKI"), "not a PE image"},
 	} {
-		if err := WriteDisk(newMemDisk(tt.size), tt.size, tt.esp, []byte("manager"), tt.uki); err == nil || !strings.Contains(err.Error(), tt.want) {
+		c := Content{ESP: tt.esp, Manager: []byte("manager"), UKI: tt.uki}
+		if err := WriteDisk(newMemDisk(tt.size), tt.size, c); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%v, want %q", err, tt.want)
 		}
+	}
+}
+
+// Guests that come along have a partition behind the ESP.
+func TestWriteGuests(t *testing.T) {
+	guests := bytes.Repeat([]byte("guests"), 100_000)
+	c := Content{ESP: testESP, Manager: []byte("manager"), UKI: testUKI(1), Guests: io.NewSectionReader(bytes.NewReader(guests), 0, int64(len(guests)))}
+	if got := c.Size(); got != testDisk+diskMargin {
+		t.Errorf("%d bytes", got)
+	}
+	if err := WriteDisk(newMemDisk(testDisk), testDisk, c); err == nil || !strings.Contains(err.Error(), "the disk has") {
+		t.Errorf("on a disk without room for them: %v", err)
+	}
+	d := newMemDisk(c.Size())
+	must(t, WriteDisk(d, d.size, c))
+	table, err := gpt.Read(&storage{Disk: d, size: d.size}, fatSector, fatSector)
+	must(t, err)
+	p := table.Partitions[1]
+	if p.Name != "Lodge guests" || p.Type != gpt.LinuxFilesystem || p.Size != diskMargin {
+		t.Errorf("%+v", p)
+	}
+	got := make([]byte, len(guests))
+	_, err = d.ReadAt(got, int64(p.Start)*fatSector)
+	must(t, err)
+	if !bytes.Equal(got, guests) {
+		t.Error("they are not in their partition")
+	}
+	if got := list(t, reopen(t, d)); got != "1" {
+		t.Errorf("slots %s", got)
 	}
 }
 

@@ -189,6 +189,27 @@ func (m *Manager) imagePath(poolName, image string) (string, error) {
 	return filepath.Join(p.Path, image+".raw"), nil
 }
 
+// createImages makes the images of a definition that are to be made and are not there yet.
+func (m *Manager) createImages(def *store.Guest) error {
+	for i := range def.Disks {
+		k := &def.Disks[i]
+		if k.Create == 0 {
+			continue
+		}
+		poolName, name := store.SplitImage(k.Image)
+		p, err := m.pool(poolName)
+		if err == nil {
+			if _, err = p.Get(name); errors.Is(err, pool.ErrNotFound) {
+				err = m.CreateImage(poolName, name, int64(k.Create))
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("disk %s: %w", k.Name, err)
+		}
+	}
+	return nil
+}
+
 // withImages returns a definition with the disks that its images are now.
 func (m *Manager) withImages(def *store.Guest) (*store.Guest, error) {
 	now := *def

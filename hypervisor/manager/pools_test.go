@@ -56,6 +56,37 @@ func (r *rig) begins(poolName, image string) string {
 	return s
 }
 
+// An image that is to be made is made at the guest's first start, and never again.
+func TestCreatedImage(t *testing.T) {
+	r := newRig(t)
+	r.define("a", "", "[[disk]]", `name = "home"`, `image = "home"`, `create = "4M"`)
+	if n := r.names("default"); len(n) != 0 {
+		t.Fatalf("images before the first start: %q", n)
+	}
+	r.must(r.Start("a"))
+	image, err := r.Image("default", "home")
+	if err != nil || image.Size != 4<<20 {
+		t.Fatalf("%+v, %v", image, err)
+	}
+	r.must(r.Kill("a"))
+	r.state("a", life.Defined)
+	p, err := r.pool("default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := p.PathOf("home")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, append([]byte("mine"), make([]byte, 4<<20-4)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.must(r.Start("a"))
+	if b := r.begins("default", "home"); b != "mine" {
+		t.Errorf("the image begins with %q", b)
+	}
+}
+
 // names returns the images of a pool.
 func (r *rig) names(poolName string) []string {
 	r.t.Helper()

@@ -129,6 +129,9 @@ func (g *guest) start(ctx context.Context, number uint64, def *store.Guest, tag 
 			return err
 		}
 	}
+	if err := g.m.createImages(def); err != nil {
+		return err
+	}
 	def, err := g.m.withImages(def)
 	if err != nil {
 		return err

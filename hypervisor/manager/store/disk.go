@@ -13,10 +13,11 @@ import (
 // Definition the disks are those that its VMM gets.
 type Disk struct {
 	definition.Disk
-	Image  string `toml:"image,omitempty"`  // of a pool, in place of a path: NAME or POOL/NAME
-	URL    string `toml:"url,omitempty"`    // an NBD export, in place of a path
-	Keep   bool   `toml:"keep,omitempty"`   // of a disposable guest: what it writes to this disk stays
-	Format string `toml:"format,omitempty"` // of what the path or URL names: raw, qcow2 or luks. raw if it is missing
+	Image  string          `toml:"image,omitempty"`  // of a pool, in place of a path: NAME or POOL/NAME
+	Create definition.Size `toml:"create,omitempty"` // of an image that is not there: the size that it is made with at the start
+	URL    string          `toml:"url,omitempty"`    // an NBD export, in place of a path
+	Keep   bool            `toml:"keep,omitempty"`   // of a disposable guest: what it writes to this disk stays
+	Format string          `toml:"format,omitempty"` // of what the path or URL names: raw, qcow2 or luks. raw if it is missing
 }
 
 // DefaultPool is the pool of images that are named without one.
@@ -65,6 +66,8 @@ func (g *Guest) placeDisks(s Sockets, images Images, fail func(key, format strin
 		switch {
 		case k.Socket != "" && k.Format != "":
 			fail(at+".format", "disk %q: format belongs to a path, an image or a url: who serves the socket knows what it serves", k.Name)
+		case k.Create != 0 && (k.Image == "" || k.ReadOnly || k.Served()):
+			fail(at+".create", "disk %q: create is for an image of a pool that is raw, and that the guest may write to", k.Name)
 		case k.Image != "" && k.Format == QCOW2:
 			fail(at+".format", "disk %q: images of pools are raw: import it, or give its path", k.Name)
 		case k.Served() && !k.ReadOnly && !k.Keep && g.Disposable:

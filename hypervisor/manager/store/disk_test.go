@@ -35,6 +35,8 @@ func TestDisks(t *testing.T) {
 		"luks":         {lines: []string{`image = "a"`, `format = "luks"`}, vmm: definition.Disk{Name: "d", Socket: "/run/disk.d.sock"}, path: "/pool/a.raw"},
 		"nbd":          {lines: []string{`url = "nbd://h/x"`, `readonly = true`}, vmm: definition.Disk{Name: "d", Socket: "/run/disk.d.sock", ReadOnly: true}},
 		"raw":          {lines: []string{`path = "/a"`, `format = "raw"`}, vmm: definition.Disk{Name: "d", Path: "/a", Serial: "d"}, path: "/a"},
+		"create":       {lines: []string{`image = "a"`, `create = "8G"`}, vmm: definition.Disk{Name: "d", Path: "/pool/a.raw", Serial: "d"}, path: "/pool/a.raw"},
+		"create file":  {lines: []string{`path = "/a"`, `create = "8G"`}, want: `:7: disk "d": create is for an image of a pool`},
 		"nothing":      {want: `:4: disk "d": set exactly one of path, image, url and socket`},
 		"two":          {lines: []string{`image = "a"`, `path = "/b"`}, want: `:4: disk "d": set exactly one`},
 		"no pool":      {lines: []string{`image = "fast/a"`}, want: `:6: disk "d": there is no pool "fast" here`},
