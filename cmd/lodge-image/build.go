@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lodgehv/lodge/guest/bundle"
 	"github.com/lodgehv/lodge/hypervisor/appliance"
 	"github.com/lodgehv/lodge/hypervisor/bootimage"
 )
@@ -278,7 +279,7 @@ func (b *builder) guests(ctx context.Context) error {
 	if len(b.Guest) == 0 {
 		return nil
 	}
-	if err := appliance.MakeGuests(ctx, name, b.Guest...); err != nil {
+	if err := bundle.Make(ctx, name, b.Guest...); err != nil {
 		return err
 	}
 	data, err := os.ReadFile(name)

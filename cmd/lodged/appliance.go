@@ -5,13 +5,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/appliance"
+	"github.com/lodgehv/lodge/hypervisor/appliance/uplink"
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
 )
 
@@ -23,6 +27,7 @@ const (
 	seatConfig  = "/run/lodge/seat.toml"
 	seatControl = "/run/lodge/seat.ctl"
 	runDir      = "/run/lodge"
+	resolvers   = "/run/uplink/resolv.conf"
 )
 
 // busText configures a bus for root alone, which is all that there is.
@@ -49,6 +54,7 @@ func asInit() error {
 			{Name: "bus", Args: []string{"/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--config-file=" + busConfig}, Before: writeBusConfig},
 			{Name: "lodged", Args: []string{"/init", "--config-dir=" + appliance.ConfigDir, "--state-dir=" + appliance.LibDir,
 				"--run-dir=" + runDir, "--bus=" + busAddress, "--seat=" + seatControl}, Before: awaitBus},
+			{Name: "uplink", Args: []string{"/init", uplinkFlag}, Before: prepareUplink, Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}},
 			{Name: "lodge-seat", Args: []string{"/bin/lodge-seat", "--manager=" + busAddress, seatConfig}, Before: writeSeatConfig},
 		},
 		Definitions: "/etc/lodge",
@@ -64,6 +70,31 @@ func writeBusConfig(context.Context) error {
 		return err
 	}
 	return os.WriteFile(busConfig, []byte(busText), 0o600)
+}
+
+// uplinkFlag has this program connect the appliance to its networks, and do nothing else.
+const uplinkFlag = "--uplink"
+
+// prepareUplink gives the uplink a directory for the resolvers that it is told of, which are the machine's.
+func prepareUplink(context.Context) error {
+	dir := filepath.Dir(resolvers)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.Chown(dir, appliance.Nobody, appliance.Nobody); err != nil {
+		return err
+	}
+	if err := os.Symlink(resolvers, "/etc/resolv.conf"); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// asUplink connects the machine to its networks until it is told to end.
+func asUplink() error {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	return uplink.Run(ctx, uplink.Config{Resolvers: resolvers, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 }
 
 // awaitBus waits a little for the bus.

@@ -62,6 +62,8 @@ func main() {
 		exit(appliance.Modprobe(os.Args))
 	case appliance.IsInit(os.Args):
 		exit(asInit())
+	case len(os.Args) == 2 && os.Args[1] == uplinkFlag:
+		exit(asUplink())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)

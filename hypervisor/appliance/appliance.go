@@ -201,7 +201,7 @@ func (m *machine) prepareState() (ending Ending, known bool) {
 			problem = errors.Join(problem, err)
 		}
 		if err == nil {
-			err = seed(m.log, m.cfg.Definitions, filepath.Join(GuestsDir, guestDefinitions))
+			err = seed(m.log, m.cfg.Definitions, filepath.Join(GuestsDir, GuestDefinitions))
 		}
 		if err == nil {
 			err = m.journal.keep(filepath.Join(logDir, "lodge.log"))

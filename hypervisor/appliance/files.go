@@ -22,6 +22,7 @@ func Modules() []string {
 		"nvme", "ahci", "sd_mod", "usb-storage", "uas", "xhci-pci", "ehci-pci", "sdhci-pci", "mmc_block", "virtio_blk", "virtio_pci", "virtio_scsi",
 		"i915", "amdgpu", "nouveau", "virtio-gpu", "bochs", // screens
 		"evdev", "usbhid", "hid-generic", "hid-multitouch", "i2c-hid-acpi", "i8042", "atkbd", "psmouse", "virtio_input",
+		"af_packet", "virtio_net", "e1000e", "igb", "igc", "r8169", "tg3", "atlantic", "alx", "r8152", "ax88179_178a", "cdc_ether", "cdc_ncm", // Ethernet
 		"button", "battery", "ac", "iTCO_wdt", "sp5100_tco", "efivarfs",
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os/exec"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,12 @@ type Service struct {
 	Args []string // the program and its arguments
 	// Before, if not nil, is called before each start; an error counts as a failed start.
 	Before func(ctx context.Context) error
+	// Caps are the only capabilities that it has, as the user [Nobody]; nil is all of them, as root.
+	Caps []uintptr
 }
+
+// Nobody is the user and group of services that are not root.
+const Nobody = 65534
 
 // How a service is started anew: the wait doubles from one to the other, and one that has run for steady begins from the first.
 const (
@@ -84,6 +90,9 @@ func (v *supervisor) once(ctx context.Context, s Service) error {
 		}
 	}
 	cmd := exec.Command(s.Args[0], s.Args[1:]...)
+	if s.Caps != nil {
+		cmd.SysProcAttr = &unix.SysProcAttr{Credential: &syscall.Credential{Uid: Nobody, Gid: Nobody}, AmbientCaps: s.Caps}
+	}
 	in, err := pipe(cmd, v.out, s.Name)
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-package appliance
+package bundle
 
 import (
 	"bytes"
@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/lodgehv/lodge/hypervisor/appliance"
 )
 
 // guestDir returns a directory with a guest.
@@ -50,17 +52,17 @@ func debugfs(t *testing.T, image, command string) string {
 }
 
 // Guests come along with their files, and their definitions name those. The same guests give the same bytes.
-func TestMakeGuests(t *testing.T) {
+func TestMake(t *testing.T) {
 	dir, out := guestDir(t, "mail", mailGuest), t.TempDir()
 	one, two := filepath.Join(out, "one"), filepath.Join(out, "two")
 	for _, file := range []string{one, two} {
 		time.Sleep(time.Second) // of which file systems keep times
-		if err := MakeGuests(t.Context(), file, dir); err != nil {
+		if err := Make(t.Context(), file, dir); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if device, kind, err := findLabelled(GuestsLabel, []string{one}); device != one || kind != "ext4" || err != nil {
-		t.Errorf("%q, %q, %v", device, kind, err)
+	if out, err := exec.Command("/usr/sbin/e2label", one).Output(); err != nil || string(out) != appliance.GuestsLabel+"\n" {
+		t.Errorf("label %q, %v", out, err)
 	}
 	want := strings.NewReplacer("/var/lib/elsewhere/vmlinux", "/guests/mail/vmlinux", `"root.squashfs"`, `"/guests/mail/root.squashfs"`).Replace(mailGuest)
 	if got := debugfs(t, one, "cat etc/guests/mail.toml"); got != want {
@@ -92,7 +94,7 @@ func TestMakeGuests(t *testing.T) {
 }
 
 // What no guest can be made of is told, and nothing is left of it.
-func TestMakeGuestsRefused(t *testing.T) {
+func TestMakeRefused(t *testing.T) {
 	for name, tc := range map[string]struct {
 		dirs []string
 		want string
@@ -104,7 +106,7 @@ func TestMakeGuestsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := t.TempDir()
-			if err := MakeGuests(t.Context(), filepath.Join(out, "x"), tc.dirs...); err == nil || !strings.Contains(err.Error(), tc.want) {
+			if err := Make(t.Context(), filepath.Join(out, "x"), tc.dirs...); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("%v, want %q", err, tc.want)
 			}
 			if left, _ := os.ReadDir(out); len(left) != 0 {
