@@ -88,7 +88,7 @@ func newInstantLab(t *testing.T) *instantLab {
 	}
 	b, err := lodgeimage.NewBuilder(t.Output())
 	check(err)
-	files, err := b.Instant(ctx)
+	_, files, err := b.Instant(ctx)
 	check(err)
 	state, err := b.FileSystem(ctx, "xfs", 8<<30)
 	check(err)
@@ -117,9 +117,7 @@ func newInstantLab(t *testing.T) *instantLab {
 	m, err := host.StartManager(ctx, nil, "--seat", "/run/seat.ctl")
 	check(err)
 	_, err = nb.Shell(ctx, `set -e
-truncate -s 64M /var/lib/lodge/home.raw
-sed -e 's/^cmdline = "/&instant.mail=username@`+instantHost+` instant.mail-tls=no /' -e 's/^#\([[nik]\)/\1/; s/^image = "home"/path = "\/var\/lib\/lodge\/home.raw"/' \
-	/var/lib/lodge/instant/instant.toml >/tmp/instant.toml
+sed -e 's/^cmdline = "/&instant.mail=username@`+instantHost+` instant.mail-tls=no /' /var/lib/lodge/instant/instant.toml >/tmp/instant.toml
 lodge define /tmp/instant.toml`)
 	check(err)
 	l.Desk, err = desk.On(ctx, nb, m, desk.Config{Shots: "../out/instant", Log: t.Output()}, desk.Desktop{Name: "instant", Color: "orange", Slot: 1})

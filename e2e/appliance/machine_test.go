@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lodgehv/lodge/e2e/notebook"
 )
 
 // How long a machine may take, under load too: to say something, and to end.
@@ -19,25 +21,33 @@ const (
 	endLimit = 60 * time.Second
 )
 
-// machine is a PC of QEMU's that boots a kernel directly. What it says is on its serial port, which is its console.
+// machine is a PC of QEMU's. What it says is on its serial port, which is its console.
 type machine struct {
-	t           *testing.T
-	serial, qmp net.Conn
-	done        chan error
+	t      *testing.T
+	serial net.Conn
+	qmp    *notebook.QMP
+	kill   func()
+	done   chan error
 
 	mu  sync.Mutex
 	out bytes.Buffer
 }
 
-// boot starts a machine with a disk, unless that is "".
+// boot starts a machine that boots a kernel directly, with a disk, unless that is "".
 func boot(t *testing.T, kernel, initramfs, disk, diskOptions string) *machine {
 	t.Helper()
-	dir := t.TempDir()
-	args := []string{"-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt", "-M", "q35", "-m", "768", "-nodefaults", "-display", "none", "-no-reboot",
-		"-kernel", kernel, "-initrd", initramfs, "-append", "console=ttyS0 panic=-1"}
+	args := []string{"-m", "768", "-kernel", kernel, "-initrd", initramfs, "-append", "console=ttyS0 panic=-1"}
 	if disk != "" {
 		args = append(args, "-drive", "if=none,id=d,format=raw,file="+disk+diskOptions, "-device", "virtio-blk-pci,drive=d")
 	}
+	return start(t, args...)
+}
+
+// start starts a machine of some parts.
+func start(t *testing.T, parts ...string) *machine {
+	t.Helper()
+	dir := t.TempDir()
+	args := append([]string{"-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt", "-M", "q35", "-nodefaults", "-display", "none", "-no-reboot"}, parts...)
 	conns := make([]net.Conn, 2)
 	listeners := make([]net.Listener, 2)
 	for i, option := range []string{"-serial", "-qmp"} {
@@ -65,8 +75,9 @@ func boot(t *testing.T, kernel, initramfs, disk, diskOptions string) *machine {
 		}
 		m.done <- err
 	}()
+	m.kill = func() { _ = cmd.Process.Kill() } // it may have ended
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended
+		m.kill()
 		if t.Failed() {
 			t.Logf("console:\n%s", m.said())
 		}
@@ -82,8 +93,12 @@ func boot(t *testing.T, kernel, initramfs, disk, diskOptions string) *machine {
 		t.Cleanup(func() { c.Close() })
 		conns[i] = c
 	}
-	m.serial, m.qmp = conns[0], conns[1]
+	m.serial = conns[0]
 	go m.listen()
+	var err error
+	if m.qmp, err = notebook.NewQMP(t.Context(), conns[1].(*net.UnixConn)); err != nil {
+		t.Fatal(err)
+	}
 	return m
 }
 
@@ -136,7 +151,7 @@ func (m *machine) key(k string) {
 // button presses the power button, and waits for the end.
 func (m *machine) button() {
 	m.t.Helper()
-	if _, err := m.qmp.Write([]byte(`{"execute":"qmp_capabilities"}{"execute":"system_powerdown"}`)); err != nil {
+	if _, err := m.qmp.Do(m.t.Context(), "system_powerdown", nil); err != nil {
 		m.t.Fatal(err)
 	}
 	m.ends()

@@ -62,6 +62,7 @@ type Config struct {
 
 // Desk is a notebook with what is on it.
 type Desk struct {
+	Hands
 	Notebook *notebook.Notebook
 	Manager  *guest.Manager
 	Seat     *Seat // nil before StartSeat
@@ -103,6 +104,7 @@ func Start(ctx context.Context, cfg Config) (*Desk, error) {
 	if d.Notebook, err = notebook.Start(ctx, nb); err != nil {
 		return nil, err
 	}
+	d.Hands = Hands{d.Notebook.QMP}
 	if err := d.startManager(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
@@ -145,7 +147,7 @@ func (d *Desk) describe(ctx context.Context, guests ...Desktop) error {
 
 // On returns the desk of a notebook that runs, with a manager and guests of its own, which its seat is going to show.
 func On(ctx context.Context, nb *notebook.Notebook, m *guest.Manager, cfg Config, guests ...Desktop) (*Desk, error) {
-	d := &Desk{Notebook: nb, Manager: m, cfg: cfg}
+	d := &Desk{Hands: Hands{nb.QMP}, Notebook: nb, Manager: m, cfg: cfg}
 	return d, d.describe(ctx, guests...)
 }
 

@@ -2,6 +2,7 @@ package desk
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 )
 
@@ -24,8 +25,14 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Press presses keys of the notebook's keyboard together, by QEMU's names ("ctrl", "a", "ret"), and releases them.
-func (d *Desk) Press(ctx context.Context, keys ...string) error {
+// Hands are on a machine's keyboard and mouse.
+type Hands struct {
+	// QMP executes a command of QEMU's.
+	QMP func(ctx context.Context, command string, args any) (json.RawMessage, error)
+}
+
+// Press presses keys of the keyboard together, by QEMU's names ("ctrl", "a", "ret"), and releases them.
+func (h Hands) Press(ctx context.Context, keys ...string) error {
 	var all []keyEvent
 	for _, k := range keys {
 		all = append(all, event(k, true))
@@ -33,18 +40,21 @@ func (d *Desk) Press(ctx context.Context, keys ...string) error {
 	for i := len(keys) - 1; i >= 0; i-- {
 		all = append(all, event(keys[i], false))
 	}
-	return d.send(ctx, all)
+	return h.send(ctx, all)
 }
 
-// Type types lower-case letters, digits, spaces, dots, slashes and line ends.
-func (d *Desk) Type(ctx context.Context, text string) error {
+// Type types lower-case letters, digits, spaces, dots, colons, slashes and line ends.
+func (h Hands) Type(ctx context.Context, text string) error {
 	names := map[rune]string{' ': "spc", '\n': "ret", '.': "dot", '/': "slash"}
 	for _, r := range text {
-		name := names[r]
-		if name == "" {
-			name = string(r)
+		keys := []string{names[r]}
+		switch {
+		case r == ':':
+			keys = []string{"shift", "semicolon"}
+		case keys[0] == "":
+			keys[0] = string(r)
 		}
-		if err := d.Press(ctx, name); err != nil {
+		if err := h.Press(ctx, keys...); err != nil {
 			return err
 		}
 		if err := pause(ctx, keyPause); err != nil {
@@ -72,24 +82,24 @@ func event(key string, down bool) keyEvent {
 	return e
 }
 
-func (d *Desk) send(ctx context.Context, events []keyEvent) error {
-	_, err := d.Notebook.QMP(ctx, "input-send-event", map[string]any{"events": events})
+func (h Hands) send(ctx context.Context, events []keyEvent) error {
+	_, err := h.QMP(ctx, "input-send-event", map[string]any{"events": events})
 	return err
 }
 
-// Move moves the notebook's pointer to a place on its screen, in pixels.
-func (d *Desk) Move(ctx context.Context, x, y int) error {
+// Move moves the pointer to a place on a screen of 1024x768 pixels.
+func (h Hands) Move(ctx context.Context, x, y int) error {
 	axis := func(name string, value, size int) map[string]any {
 		const most = 0x7fff // of QEMU's axes
 		return map[string]any{"type": "abs", "data": map[string]any{"axis": name, "value": value * most / size}}
 	}
-	_, err := d.Notebook.QMP(ctx, "input-send-event", map[string]any{"events": []any{axis("x", x, Width), axis("y", y, Height+Bar)}})
+	_, err := h.QMP(ctx, "input-send-event", map[string]any{"events": []any{axis("x", x, Width), axis("y", y, Height+Bar)}})
 	return err
 }
 
 // Click moves the pointer to a place on the screen, as Move does, and clicks there.
-func (d *Desk) Click(ctx context.Context, x, y int) error {
-	if err := d.Move(ctx, x, y); err != nil {
+func (h Hands) Click(ctx context.Context, x, y int) error {
+	if err := h.Move(ctx, x, y); err != nil {
 		return err
 	}
 	for _, down := range []bool{true, false} {
@@ -97,7 +107,7 @@ func (d *Desk) Click(ctx context.Context, x, y int) error {
 			return err
 		}
 		button := map[string]any{"type": "btn", "data": map[string]any{"button": "left", "down": down}}
-		if _, err := d.Notebook.QMP(ctx, "input-send-event", map[string]any{"events": []any{button}}); err != nil {
+		if _, err := h.QMP(ctx, "input-send-event", map[string]any{"events": []any{button}}); err != nil {
 			return err
 		}
 	}

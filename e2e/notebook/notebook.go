@@ -30,7 +30,7 @@ type Notebook struct {
 	set    *image.Set
 	dir    string // of this run; removed by Close
 	qemu   *process
-	qmp    *qmp
+	qmp    *QMP
 	drives []drive
 	unlock func()
 }
@@ -123,7 +123,7 @@ func (n *Notebook) launch(ctx context.Context, limit time.Duration, state string
 		return err
 	}
 	n.qemu = p
-	if n.qmp, err = newQMP(ctx, p.qmp); err != nil {
+	if n.qmp, err = NewQMP(ctx, p.qmp); err != nil {
 		return p.explain(err)
 	}
 	if state != "" {
@@ -162,7 +162,7 @@ func (n *Notebook) path(name string) string { return filepath.Join(n.dir, name) 
 // QMP executes a command of QEMU's machine protocol: args is what is encoded as
 // its arguments, nil for none.
 func (n *Notebook) QMP(ctx context.Context, command string, args any) (json.RawMessage, error) {
-	return n.qmp.do(ctx, command, args)
+	return n.qmp.Do(ctx, command, args)
 }
 
 // WaitEvent waits until QEMU has reported an event ("SUSPEND") more than seen
@@ -206,7 +206,7 @@ func (n *Notebook) Display(ctx context.Context) (*net.UnixConn, error) {
 	}
 	defer theirs.Close()
 	const name = "display"
-	_, err = n.qmp.do(ctx, "getfd", map[string]string{"fdname": name}, int(theirs.Fd()))
+	_, err = n.qmp.Do(ctx, "getfd", map[string]string{"fdname": name}, int(theirs.Fd()))
 	if err == nil {
 		_, err = n.QMP(ctx, "add_client", map[string]string{"protocol": "@dbus-display", "fdname": name})
 	}

@@ -91,13 +91,13 @@ func (p *process) explain(err error) error {
 }
 
 // close asks QEMU to quit, ends it if it does not, and waits.
-func (p *process) close(q *qmp) {
+func (p *process) close(q *QMP) {
 	p.life.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), quitLimit)
 	defer cancel()
 	if q != nil {
 		// The answer may be lost in the exit; the exit is what counts.
-		_, _ = q.do(ctx, "quit", nil)
+		_, _ = q.Do(ctx, "quit", nil)
 	}
 	select {
 	case <-p.done:

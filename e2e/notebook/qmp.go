@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// qmp speaks QEMU's machine protocol.
-type qmp struct {
+// QMP speaks QEMU's machine protocol.
+type QMP struct {
 	conn *net.UnixConn
 	call sync.Mutex // one command at a time
 	// replies carries the answer to the one command under way.
@@ -37,19 +37,20 @@ type qmpMessage struct {
 	} `json:"data"`
 }
 
-func newQMP(ctx context.Context, conn *net.UnixConn) (*qmp, error) {
-	q := &qmp{
+// NewQMP begins to speak on a connection to QEMU.
+func NewQMP(ctx context.Context, conn *net.UnixConn) (*QMP, error) {
+	q := &QMP{
 		conn: conn, replies: make(chan qmpMessage, 1), done: make(chan struct{}),
 		events: map[string]int{}, change: make(chan struct{}),
 	}
 	go q.read()
-	if _, err := q.do(ctx, "qmp_capabilities", nil); err != nil {
+	if _, err := q.Do(ctx, "qmp_capabilities", nil); err != nil {
 		return nil, err
 	}
 	return q, nil
 }
 
-func (q *qmp) read() {
+func (q *QMP) read() {
 	defer close(q.done)
 	s := bufio.NewScanner(q.conn)
 	s.Buffer(nil, 16<<20)
@@ -77,8 +78,8 @@ func (q *qmp) read() {
 	}
 }
 
-// do executes a command. fds travel with it: getfd takes one.
-func (q *qmp) do(ctx context.Context, command string, args any, fds ...int) (json.RawMessage, error) {
+// Do executes a command: args is what is encoded as its arguments, nil for none. fds travel with it: getfd takes one.
+func (q *QMP) Do(ctx context.Context, command string, args any, fds ...int) (json.RawMessage, error) {
 	q.call.Lock()
 	defer q.call.Unlock()
 	msg := map[string]any{"execute": command}
@@ -111,7 +112,7 @@ func (q *qmp) do(ctx context.Context, command string, args any, fds ...int) (jso
 
 // shutdownReason returns why QEMU has ended, by its own account: "guest-reset"
 // for instance when the notebook's kernel panicked or its processor gave up.
-func (q *qmp) shutdownReason() string {
+func (q *QMP) shutdownReason() string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.why
@@ -119,7 +120,7 @@ func (q *qmp) shutdownReason() string {
 
 // count returns how often an event has come, and a channel that is closed when
 // any comes next.
-func (q *qmp) count(event string) (int, <-chan struct{}) {
+func (q *QMP) count(event string) (int, <-chan struct{}) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.events[event], q.change
