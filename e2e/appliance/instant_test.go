@@ -53,7 +53,7 @@ func newStick(t *testing.T) *stick {
 	}
 	out := filepath.Join(s.dir, "out")
 	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "lodge-image"), "build", out, "--programs="+bin, "--guest="+guest,
-		"--without=i915,amdgpu,nouveau", "--media=disk", "--cmdline=console=tty0 console=ttyS0 panic=-1 loglevel=6")
+		"--without=i915,amdgpu,nouveau", "--media=disk", "--cmdline=console=tty0 console=ttyS0 panic=-1")
 	said, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
