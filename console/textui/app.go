@@ -128,9 +128,7 @@ func (a *App) Run(ctx context.Context) error {
 	a.look()
 	for a.dirty = true; !a.ended; {
 		if a.dirty && !a.hidden.Load() {
-			a.draw()
-			a.scr.Show()
-			a.dirty = false
+			a.show()
 		}
 		select {
 		case <-ctx.Done():
@@ -156,6 +154,8 @@ func (a *App) Run(ctx context.Context) error {
 		case <-a.poke:
 			if a.hidden.Load() {
 				tick.Stop()
+				a.stale = true
+				a.show() // it is seen first when the console comes back
 			} else {
 				tick.Reset(a.opt.Every)
 				a.stale, a.dirty = true, true
@@ -164,6 +164,13 @@ func (a *App) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// show draws the console as it is now.
+func (a *App) show() {
+	a.draw()
+	a.scr.Show()
+	a.dirty = false
 }
 
 // start runs f, and then what f returns on Run's goroutine.

@@ -341,6 +341,7 @@ func TestStale(t *testing.T) {
 	r := newRig(t, s, terminal{w: 80, h: 25}, Options{Quit: true})
 	r.shows("running")
 	r.app.SetVisible(false)
+	r.shows("...")
 	answer := make(chan struct{})
 	s.set(func() { s.hold = answer })
 	r.app.SetVisible(true)
