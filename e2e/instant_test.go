@@ -94,7 +94,7 @@ func newInstantLab(t *testing.T) *instantLab {
 	check(err)
 	tools, err := guest.ManagerTools(ctx, b, "")
 	check(err)
-	tools["bin/webmail"], _, err = b.GoProgram(ctx, "./e2e/webmail", "amd64")
+	tools["bin/webmail"], _, err = b.GoProgram(ctx, "./e2e/webmail/program", "amd64")
 	check(err)
 	nb, err := notebook.Start(ctx, notebook.Config{
 		Builder: b, Tools: tools, CPUs: 1, Disks: []notebook.Disk{{Name: "state", Base: state}, {Name: "instant", Base: files}}, Log: t.Output(),

@@ -9,15 +9,17 @@ import (
 	"image/color"
 	"image/png"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/lodgehv/lodge/e2e/desk"
 	lodgeimage "github.com/lodgehv/lodge/e2e/image"
+	"github.com/lodgehv/lodge/e2e/webmail"
 )
 
 // Colours of the screen: the browser's first page, and the one that the test serves.
@@ -32,8 +34,8 @@ const lookLimit = 5 * time.Minute
 // stick is a notebook with nothing but a disk that lodge-image has made.
 type stick struct {
 	dir, disk, vars string
-	page            net.Listener // a web server's, for the page that is green
-	asked           chan string
+	web, mail       net.Listener // servers of the network that it is connected to
+	served          *record      // what was asked of them
 }
 
 // newStick makes the disk, with the instant-on guest on it.
@@ -43,7 +45,14 @@ func newStick(t *testing.T) *stick {
 	check(t, err)
 	guest, _, err := b.Instant(t.Context())
 	check(t, err)
-	s := &stick{dir: t.TempDir(), asked: make(chan string, 64)}
+	s := &stick{dir: t.TempDir(), served: &record{}}
+	for _, l := range []*net.Listener{&s.web, &s.mail} {
+		*l, err = net.Listen("tcp", "127.0.0.1:0")
+		check(t, err)
+		t.Cleanup(func() { (*l).Close() })
+	}
+	go webmail.Serve(s.web, s.mail, s.served) //nolint:errcheck // it ends with the listeners
+	guest = s.withAccount(t, guest)
 	bin := filepath.Join(s.dir, "bin")
 	check(t, os.Mkdir(bin, 0o755))
 	for _, p := range []string{"lodged", "lodge-vmm", "lodge-net", "lodge-seat", "lodge", "lodge-image"} {
@@ -66,18 +75,51 @@ func newStick(t *testing.T) *stick {
 	check(t, err)
 	check(t, os.WriteFile(s.vars, vars, 0o600))
 
-	s.page, err = net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case s.asked <- r.URL.Path:
-		default:
-		}
-		fmt.Fprint(w, `<html><title>There</title><body bgcolor="#d0ffd0"><h1>You are there.</h1></body></html>`)
-	})}
-	go server.Serve(s.page) //nolint:errcheck // it ends with Close
-	t.Cleanup(func() { server.Close() })
 	return s
+}
+
+// host is this machine, for the notebook: QEMU's network calls it so.
+const host = "10.0.2.2"
+
+// withAccount returns a directory with the same guest, whose mail is on the test's server.
+func (s *stick) withAccount(t *testing.T, guest string) string {
+	t.Helper()
+	dir := filepath.Join(s.dir, "guest")
+	check(t, os.Mkdir(dir, 0o755))
+	files, err := os.ReadDir(guest)
+	check(t, err)
+	for _, f := range files {
+		check(t, os.Symlink(filepath.Join(guest, f.Name()), filepath.Join(dir, f.Name())))
+	}
+	name := filepath.Join(dir, "instant.toml")
+	text, err := os.ReadFile(name)
+	check(t, err)
+	changed := strings.Replace(string(text), `cmdline = "`, fmt.Sprintf(`cmdline = "instant.mail=username@%s:%d instant.mail-tls=no `, host, port(s.mail)), 1)
+	check(t, os.Remove(name))
+	check(t, os.WriteFile(name, []byte(changed), 0o644))
+	return dir
+}
+
+func port(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
+
+// record is what a program has said.
+type record struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (r *record) Write(b []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(b)
+}
+
+// since returns what was said after the first n bytes.
+func (r *record) since(n int) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.String()[n:]
 }
 
 func check(t *testing.T, err error) {
@@ -198,29 +240,120 @@ func TestInstantOn(t *testing.T) {
 		}
 		check(t, p.Press(t.Context(), "ctrl", "l"))
 		p.sees("on-key", "an answer to a key", func(img image.Image) bool { return !bytes.Equal(pixels(img), pixels(before)) })
-		_, port, err := net.SplitHostPort(s.page.Addr().String())
-		check(t, err)
-		check(t, p.Type(t.Context(), "10.0.2.2:"+port+"/\n")) // QEMU's name for this machine
+		check(t, p.Type(t.Context(), fmt.Sprintf("%s:%d/\n", host, port(s.web))))
 		p.sees("on-page", "the page", shows(green))
-		select {
-		case path := <-s.asked:
-			t.Logf("asked for %s", path)
-		default:
-			t.Error("there is a page, and nobody has asked for one")
+		if said := s.served.since(0); !strings.Contains(said, "GET / by NetSurf") {
+			t.Errorf("there is a page, and nobody has asked for one: %s", said)
 		}
 		check(t, p.Press(t.Context(), "ctrl", "alt", "esc"))
 		p.sees("on-console", "Lodge's console", func(img image.Image) bool { return !shows(green)(img) && !shows(white)(img) })
 		check(t, p.Press(t.Context(), "ctrl", "alt", "1"))
 		p.sees("on-back", "the page", shows(green))
+		s.readMail(p, true)
+		time.Sleep(settle)
 		p.cut()
 	})
 	step("after a power cut", func(t *testing.T) {
 		p := s.switchOn(t)
 		p.sees("on-third", "the browser", shows(white))
 		t.Logf("power to browser: %.1f s", time.Since(p.on).Seconds())
+		s.readMail(p, false)
 		p.await("guest is running")
 		p.button()
 	})
+}
+
+// settle is how long a guest may take to bring to its disk what nobody waits for: ext4 does so every five seconds.
+const settle = 8 * time.Second
+
+// readMail opens the disk with what belongs to the user, which the first time is empty, and reads the mail.
+func (s *stick) readMail(p *power, first bool) {
+	t, ctx := p.t, p.t.Context()
+	t.Helper()
+	said := len(s.served.since(0))
+	begin := time.Now()
+	check(t, p.Click(ctx, 53, 43)) // the letter
+	// Where cryptsetup's prompts leave the cursor: it drops what is typed before.
+	prompts := []image.Point{{31, 3}}
+	if first {
+		prompts = []image.Point{{31, 4}, {19, 5}, {31, 7}}
+	}
+	for i, at := range prompts {
+		p.sees("on-passphrase", fmt.Sprintf("prompt %d of %d for the passphrase", i+1, len(prompts)), func(img image.Image) bool {
+			got, ok := cursor(img)
+			return ok && got == at
+		})
+		check(t, p.Type(ctx, "correct horse\n"))
+	}
+	entry := color.RGBA{0x35, 0x84, 0xe4, 255} // around what is typed into
+	p.sees("on-password", "the question for the account's password", func(img image.Image) bool {
+		return strings.Contains(s.served.since(said), "IMAP4rev1 Service Ready") && count(img, image.Rect(0, 170, desk.Width, desk.Height), entry) > 400 // below the browser's address
+	})
+	t.Logf("the disk is open and the mail program is there after %.1f s", time.Since(begin).Seconds())
+	check(t, p.Type(ctx, "password\n"))
+	p.sees("on-mail", "the mail program", func(img image.Image) bool {
+		return desk.Share(img, image.Rect(280, 420, 980, 760), white) > 0.9 && strings.Contains(s.served.since(said), "UID FETCH")
+	})
+	check(t, p.Click(ctx, 79, 264)) // INBOX
+	selected := image.Rect(300, 224, 1000, 236)
+	p.sees("on-inbox", "the message in the list", func(img image.Image) bool { return dark(img, selected) > 100 })
+	check(t, p.Click(ctx, 430, 229))
+	p.sees("on-message", "the message", func(img image.Image) bool { return dark(img, image.Rect(276, 414, 980, 510)) > 300 })
+	if said := s.served.since(said); !strings.Contains(said, "LOGIN") || first && !strings.Contains(said, "Hi there :)") {
+		t.Errorf("the server was asked for no mail:\n%s", said)
+	}
+}
+
+// cursor returns where the cursor of Weston's terminal is, in columns and rows.
+func cursor(img image.Image) (image.Point, bool) {
+	const cellWidth, cellHeight, margin = 9, 16, 5
+	black, grey := color.RGBA{0, 0, 0, 255}, color.RGBA{0xa8, 0xa8, 0xa8, 255}
+	is := func(x, y int, c color.RGBA) bool { return color.RGBAModel.Convert(img.At(x, y)) == c }
+	origin, found := image.Point{}, false
+	for y := desk.Bar; y < img.Bounds().Dy() && !found; y++ { // a long black line is the terminal's upper edge
+		for x, run := 0, 0; x < img.Bounds().Dx() && !found; x++ {
+			if run++; !is(x, y, black) {
+				run = 0
+			}
+			origin, found = image.Pt(x-run+1, y), run >= 700
+		}
+	}
+	if !found {
+		return image.Point{}, false
+	}
+	for row := range 24 {
+		for col := range 80 {
+			at := origin.Add(image.Pt(margin+col*cellWidth, margin+row*cellHeight))
+			if is(at.X, at.Y, grey) && is(at.X+cellWidth-1, at.Y, grey) && is(at.X, at.Y+cellHeight-1, grey) && is(at.X+4, at.Y+8, grey) {
+				return image.Pt(col, row), true
+			}
+		}
+	}
+	return image.Point{}, false
+}
+
+// count returns how many pixels of a part have a colour.
+func count(img image.Image, r image.Rectangle, c color.RGBA) (n int) {
+	for y := r.Min.Y; y < r.Max.Y; y++ {
+		for x := r.Min.X; x < r.Max.X; x++ {
+			if color.RGBAModel.Convert(img.At(x, y)) == c {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// dark returns how many pixels of a part are dark: text.
+func dark(img image.Image, r image.Rectangle) (n int) {
+	for y := r.Min.Y; y < r.Max.Y; y++ {
+		for x := r.Min.X; x < r.Max.X; x++ {
+			if color.GrayModel.Convert(img.At(x, y)).(color.Gray).Y < 0x60 {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // pixels returns the address bar of a picture of the browser, as its colours.

@@ -92,7 +92,10 @@ func copyFiles(to, from string) (size int64, err error) {
 		return 0, err
 	}
 	for _, d := range list {
-		name := filepath.Join(from, d.Name())
+		name, err := filepath.EvalSymlinks(filepath.Join(from, d.Name()))
+		if err != nil {
+			return 0, err
+		}
 		st, err := os.Stat(name)
 		if err != nil {
 			return 0, err

@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,10 @@ func guestDir(t *testing.T, name, definition string) string {
 		if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
+	}
+	real := filepath.Join(t.TempDir(), "kernel") // a link stands for what it leads to
+	if err := errors.Join(os.Rename(filepath.Join(dir, "vmlinux"), real), os.Symlink(real, filepath.Join(dir, "vmlinux"))); err != nil {
+		t.Fatal(err)
 	}
 	return dir
 }
@@ -70,6 +75,9 @@ func TestMake(t *testing.T) {
 	}
 	if got := debugfs(t, one, "cat mail/root.squashfs"); got != "a system" {
 		t.Errorf("the system is %q", got)
+	}
+	if got := debugfs(t, one, "cat mail/vmlinux"); got != "a kernel" {
+		t.Errorf("the kernel is %q", got)
 	}
 	if got := debugfs(t, one, "ls -p mail"); strings.Contains(got, "hidden") || strings.Contains(got, "toml") {
 		t.Errorf("files that are not the guest's: %s", got)
