@@ -56,6 +56,7 @@ func asInit() error {
 				"--run-dir=" + runDir, "--bus=" + busAddress, "--seat=" + seatControl}, Before: awaitBus},
 			{Name: "uplink", Args: []string{"/init", uplinkFlag}, Before: prepareUplink, Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}},
 			{Name: "lodge-seat", Args: []string{"/bin/lodge-seat", "--manager=" + busAddress, seatConfig}, Before: writeSeatConfig},
+			{Name: "came-up", Args: []string{"/init", cameUpFlag}, Once: true},
 		},
 		Definitions: "/etc/lodge",
 		StopGuests:  stopGuests,

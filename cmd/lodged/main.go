@@ -64,6 +64,8 @@ func main() {
 		exit(asInit())
 	case len(os.Args) == 2 && os.Args[1] == uplinkFlag:
 		exit(asUplink())
+	case len(os.Args) == 2 && os.Args[1] == cameUpFlag:
+		exit(asCameUp())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)

@@ -34,6 +34,7 @@ const lookLimit = 5 * time.Minute
 // stick is a notebook with nothing but a disk that lodge-image has made.
 type stick struct {
 	dir, disk, vars string
+	lodgeImage      string
 	web, mail       net.Listener // servers of the network that it is connected to
 	served          *record      // what was asked of them
 }
@@ -60,14 +61,15 @@ func newStick(t *testing.T) *stick {
 		check(t, err)
 		check(t, os.Symlink(path, filepath.Join(bin, p)))
 	}
-	out := filepath.Join(s.dir, "out")
-	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "lodge-image"), "build", out, "--programs="+bin, "--guest="+guest,
-		"--without=i915,amdgpu,nouveau", "--media=disk", "--cmdline=console=tty0 console=ttyS0 panic=-1")
-	said, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, said)
+	s.lodgeImage = filepath.Join(bin, "lodge-image")
+	build := func(out, release string, args ...string) {
+		t.Helper()
+		t.Log(s.run(t, append([]string{"build", filepath.Join(s.dir, out), "--release=" + release, "--programs=" + bin, "--without=i915,amdgpu,nouveau",
+			"--cmdline=console=tty0 console=ttyS0 panic=-1"}, args...)...))
 	}
-	t.Logf("%s", said)
+	build("out", "1", "--guest="+guest, "--media=disk")
+	build("new", "2", "--media=uki")
+	out := filepath.Join(s.dir, "out")
 	s.disk, s.vars = filepath.Join(out, "lodge.img"), filepath.Join(s.dir, "vars")
 	const size = 8 << 30 // of the stick
 	check(t, os.Truncate(s.disk, size))
@@ -76,6 +78,24 @@ func newStick(t *testing.T) *stick {
 	check(t, os.WriteFile(s.vars, vars, 0o600))
 
 	return s
+}
+
+// run runs lodge-image, and returns what it says.
+func (s *stick) run(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), s.lodgeImage, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("lodge-image %s: %v\n%s", args[0], err, out)
+	}
+	return string(out)
+}
+
+// slots wants the disk, which nobody uses, to have slots.
+func (s *stick) slots(t *testing.T, want string) {
+	t.Helper()
+	if got := s.run(t, "status", s.disk); got != want {
+		t.Errorf("the slots are\n%swant\n%s", got, want)
+	}
 }
 
 // host is this machine, for the notebook: QEMU's network calls it so.
@@ -214,7 +234,7 @@ func shows(c color.RGBA) func(image.Image) bool {
 }
 
 // TestInstantOn switches a notebook on that has nothing but the disk which lodge-image makes: the first time its guest boots and is made
-// a template of, later it is there at once, also when the power was cut.
+// a template of, later it is there at once, also after an update of Lodge, and when the power was cut.
 func TestInstantOn(t *testing.T) {
 	s := newStick(t)
 	step := func(name string, do func(t *testing.T)) {
@@ -230,7 +250,8 @@ func TestInstantOn(t *testing.T) {
 		p.await("state partition is made", "guests come along", "msg=connected link=", "a template was made of it")
 		p.button()
 	})
-	step("second", func(t *testing.T) {
+	step("second", func(t *testing.T) { // of an update, which has come up when the manager and the seat have been there for a while
+		s.run(t, "update", s.disk, filepath.Join(s.dir, "new", "lodge.efi"))
 		p := s.switchOn(t)
 		before := p.sees("on-second", "the browser", shows(white))
 		second = time.Since(p.on)
@@ -250,8 +271,10 @@ func TestInstantOn(t *testing.T) {
 		check(t, p.Press(t.Context(), "ctrl", "alt", "1"))
 		p.sees("on-back", "the page", shows(green))
 		s.readMail(p, true)
+		p.await("the slot that runs has come up")
 		time.Sleep(settle)
 		p.cut()
+		s.slots(t, "slot 2: has come up\nslot 1: has come up\n")
 	})
 	step("after a power cut", func(t *testing.T) {
 		p := s.switchOn(t)

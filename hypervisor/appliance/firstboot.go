@@ -70,6 +70,36 @@ func bootDisk(disks []string) (string, error) {
 	return "", fmt.Errorf("several disks have Lodge: %v: unplug all but one for the first start", found)
 }
 
+// PartitionDevice returns the device of the partition with a GUID.
+func PartitionDevice(guid string) (string, error) {
+	disks, err := blockDevices()
+	if err != nil {
+		return "", err
+	}
+	return partitionOn(disks, guid)
+}
+
+// partitionOn is PartitionDevice for some disks.
+func partitionOn(disks []string, guid string) (string, error) {
+	for _, d := range disks {
+		f, err := os.Open(d)
+		if err != nil { // a drive without a medium
+			continue
+		}
+		t, err := gpt.Read(file.New(f, true), sectorSize(d), sectorSize(d))
+		f.Close()
+		if err != nil {
+			continue
+		}
+		for _, p := range t.Partitions {
+			if p.Type != gpt.Unused && strings.EqualFold(p.GUID, guid) {
+				return partitionPath(d, p.Index), nil
+			}
+		}
+	}
+	return "", fmt.Errorf("no disk has a partition with the GUID %s", guid)
+}
+
 func hasPartition(t *gpt.Table, name string, kind gpt.Type) bool {
 	for _, p := range t.Partitions {
 		if p.Name == name && strings.EqualFold(string(p.Type), string(kind)) {

@@ -155,6 +155,16 @@ func TestPartitionRefused(t *testing.T) {
 	if d, err := bootDisk([]string{foreign.Name(), full.Name()}); d != full.Name() || err != nil {
 		t.Errorf("boot disk %q, %v", d, err)
 	}
+	const guid = "6C6F6467-652D-8775-8573-74732E657874"
+	other := esp()
+	other.GUID = guid
+	its := gptDisk(t, size, size, other).Name()
+	if d, err := partitionOn([]string{"/nonexistent", foreign.Name(), its}, strings.ToLower(guid)); d != partitionPath(its, 1) || err != nil {
+		t.Errorf("partition %q, %v", d, err)
+	}
+	if d, err := partitionOn([]string{foreign.Name()}, guid); err == nil {
+		t.Errorf("a partition that is nowhere is %q", d)
+	}
 	if _, err := makeState(full.Name(), func(string) error { t.Error("mke2fs was run"); return nil }); err == nil || !strings.Contains(err.Error(), "not empty") {
 		t.Errorf("a named disk with a table on it: %v", err)
 	}

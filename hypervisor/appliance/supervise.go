@@ -20,6 +20,8 @@ type Service struct {
 	Before func(ctx context.Context) error
 	// Caps are the only capabilities that it has, as the user [Nobody]; nil is all of them, as root.
 	Caps []uintptr
+	// Once says that it is not started again when it has ended with success.
+	Once bool
 }
 
 // Nobody is the user and group of services that are not root.
@@ -67,7 +69,7 @@ func (v *supervisor) run(ctx context.Context, s Service) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := v.once(ctx, s)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || err == nil {
 			return
 		}
 		wait := b.next(time.Since(began))
@@ -82,7 +84,8 @@ func (v *supervisor) run(ctx context.Context, s Service) {
 	}
 }
 
-// once starts the service and waits for its end. When ctx is done it is asked to end, and then killed.
+// once starts the service and waits for its end. When ctx is done it is asked to end, and then killed. Without an error it is not to
+// be started again.
 func (v *supervisor) once(ctx context.Context, s Service) error {
 	if s.Before != nil {
 		if err := s.Before(ctx); err != nil {
@@ -105,6 +108,9 @@ func (v *supervisor) once(ctx context.Context, s Service) error {
 	v.log.Info("service started", "service", s.Name, "pid", pid)
 	select {
 	case status := <-end:
+		if s.Once && status.Exited() && status.ExitStatus() == 0 {
+			return nil
+		}
 		return ended(status)
 	case <-ctx.Done():
 	}

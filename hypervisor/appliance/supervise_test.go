@@ -55,6 +55,7 @@ func asTestInit() error {
 	v := supervisor{r, j, slog.New(slog.NewTextHandler(j, nil)), func(err error) { fmt.Println("trouble:", err); cancel() }}
 	v.run(ctx, Service{Name: "seat", Args: []string{"/bin/sh", "-c", "echo hello; kill -9 $$"}, Before: func(context.Context) error { starts++; return nil }})
 	fmt.Println("starts:", starts)
+	v.run(context.Background(), Service{Name: "once", Args: []string{"/bin/sh", "-c", "echo came"}, Once: true})
 	ctx, cancel = context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	began := time.Now()
@@ -77,7 +78,7 @@ func TestInit(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{"trouble: seat has ended 5 times in a row: killed by SIGKILL", "starts: 5", "seat: hello", "asked to end: true", "left: no child processes"} {
+	for _, want := range []string{"trouble: seat has ended 5 times in a row: killed by SIGKILL", "starts: 5", "seat: hello", "once: came", "asked to end: true", "left: no child processes"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}

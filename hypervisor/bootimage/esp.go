@@ -15,7 +15,8 @@ import (
 	"github.com/diskfs/go-diskfs/partition/gpt"
 )
 
-// OpenESP returns the ESP that target is or has: a directory where one is mounted, or a disk image or block device with a GPT.
+// OpenESP returns the ESP that target is or has: a directory where one is mounted, a disk image or block device with a GPT, or
+// an ESP's partition itself.
 func OpenESP(target string) (ESP, error) {
 	st, err := os.Stat(target)
 	if err != nil {
@@ -48,6 +49,9 @@ func espOn(f *os.File) (*fatESP, error) {
 	}
 	table, err := gpt.Read(&storage{Disk: f, size: size}, fatSector, fatSector)
 	if err != nil {
+		if esp, err := openFAT(f, 0, size); err == nil {
+			return esp, nil
+		}
 		return nil, fmt.Errorf("partition table: %w: give a disk that lodge-image has made, or the directory where the ESP is mounted", err)
 	}
 	for _, p := range table.Partitions {

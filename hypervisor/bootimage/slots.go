@@ -222,13 +222,26 @@ func MarkGood(esp ESP, file string) (Slot, error) {
 	return good, esp.Rename(slots[i].path(), good.path())
 }
 
-// bootCountVariable is where the boot manager says which file it has started, if it counts that file's tries. Boot Loader Interface.
-const bootCountVariable = "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+// Variables of the boot manager, Boot Loader Interface: which file it has started, if it counts that file's tries, and from which
+// partition it was started itself.
+const (
+	bootCountVariable = "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+	partitionVariable = "LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+)
 
 // RunningSlot returns the file of the slot that runs, on its ESP, or "" if it has come up before. Variables is where efivarfs is
 // mounted: /sys/firmware/efi/efivars.
 func RunningSlot(variables string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(variables, bootCountVariable))
+	text, err := readVariable(variables, bootCountVariable)
+	return strings.TrimPrefix(strings.ReplaceAll(text, `\`, "/"), "/"), err
+}
+
+// RunningESP returns the GUID of the partition that the boot manager was started from, or "" if it does not say so.
+func RunningESP(variables string) (string, error) { return readVariable(variables, partitionVariable) }
+
+// readVariable returns the text in a variable, or "" if it is not set.
+func readVariable(variables, name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(variables, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
@@ -237,12 +250,11 @@ func RunningSlot(variables string) (string, error) {
 	}
 	const attributes = 4 // before the value
 	if len(b) < attributes || len(b)%2 != 0 {
-		return "", fmt.Errorf("%s: not a text of UTF-16", bootCountVariable)
+		return "", fmt.Errorf("%s: not a text of UTF-16", name)
 	}
 	units := make([]uint16, len(b)/2-attributes/2)
 	for i := range units {
 		units[i] = binary.LittleEndian.Uint16(b[attributes+2*i:])
 	}
-	text := strings.TrimRight(string(utf16.Decode(units)), "\x00")
-	return strings.TrimPrefix(strings.ReplaceAll(text, `\`, "/"), "/"), nil
+	return strings.TrimRight(string(utf16.Decode(units)), "\x00"), nil
 }

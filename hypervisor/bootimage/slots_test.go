@@ -595,6 +595,17 @@ func TestOpenESP(t *testing.T) {
 	}
 	must(t, opened.Close())
 
+	partition := filepath.Join(t.TempDir(), "partition") // the ESP alone
+	whole, err := os.ReadFile(name)
+	must(t, err)
+	must(t, os.WriteFile(partition, whole[diskMargin:diskMargin+testESP], 0o600))
+	opened, err = OpenESP(partition)
+	must(t, err)
+	if s, err := MarkGood(opened, "EFI/Linux/lodge-1.efi"); err != nil || s.Generation != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	must(t, opened.Close())
+
 	if err := esp.WriteFile("EFI/BOOT/other.txt", []byte("x")); err != nil {
 		t.Errorf("a file in another directory: %v", err)
 	}
