@@ -42,7 +42,7 @@ const (
 	metric     = 100 // of the default route over the first link
 )
 
-// Run connects links as they come, get a carrier, lose it and go, until ctx ends. The addresses stay then.
+// Run connects links as they come, get a carrier, lose it and go, until ctx ends.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Wanted == nil {
 		cfg.Wanted = func(name string) bool {
