@@ -72,7 +72,10 @@ func (m *Manager) openNetworks() (err error) {
 		if _, err := n.store.Get(name); err != nil {
 			n.log.Warn("network cannot be used", "network", name, "err", err)
 		}
-		n.carrier(name).publish()
+		c := n.carrier(name)
+		c.mu.Lock() // its lodge-net, found running, may end
+		c.publish()
+		c.mu.Unlock()
 	}
 	return nil
 }

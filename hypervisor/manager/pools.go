@@ -225,6 +225,9 @@ func (m *Manager) withImages(def *store.Guest) (*store.Guest, error) {
 			return nil, fmt.Errorf("disk %s: %w", k.Name, err)
 		}
 		image, err := p.Get(name)
+		if k.Create != 0 && errors.Is(err, pool.ErrNotFound) {
+			continue // it is made at the start, where its path says
+		}
 		if err == nil && image.ReadOnly && !k.ReadOnly {
 			err = fmt.Errorf("image %s: %w: set readonly = true, or clone it", name, pool.ErrReadOnly)
 		}

@@ -63,6 +63,9 @@ func TestCreatedImage(t *testing.T) {
 	if n := r.names("default"); len(n) != 0 {
 		t.Fatalf("images before the first start: %q", n)
 	}
+	if keys, err := r.Keys("a"); err != nil || len(keys) != 0 { // lodge start asks for them first
+		t.Errorf("keys %q, %v", keys, err)
+	}
 	r.must(r.Start("a"))
 	image, err := r.Image("default", "home")
 	if err != nil || image.Size != 4<<20 {
