@@ -28,6 +28,11 @@ func asCameUp() error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	// When PID 1 mounted what there is, the kernel had no module for it yet.
+	if err := unix.Mount("efivarfs", efiVariables, "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+		log.Info("no variables of UEFI firmware", "err", err)
+		return nil
+	}
 	running, err := bootimage.RunningSlot(efiVariables)
 	if err == nil && running == "" {
 		return nil // it has come up before, or there are no slots
