@@ -286,8 +286,8 @@ func TestInstantOn(t *testing.T) {
 	})
 }
 
-// settle is how long a guest may take to bring to its disk what nobody waits for: ext4 does so every five seconds.
-const settle = 8 * time.Second
+// settle is how long a guest may take to bring to its disk what nobody waits for: Linux does so after 30 seconds.
+const settle = 40 * time.Second
 
 // readMail opens the disk with what belongs to the user, which the first time is empty, and reads the mail.
 func (s *stick) readMail(p *power, first bool) {
