@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"time"
@@ -21,19 +22,12 @@ const cameUpFlag = "--came-up"
 // proving is how long the manager and the seat have to be there.
 const proving = 20 * time.Second
 
-const efiVariables = "/sys/firmware/efi/efivars"
-
 // asCameUp waits until the machine has come up and says so on its ESP. Whatever keeps it from that is logged: the slot has fewer tries then.
 func asCameUp() error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	// When PID 1 mounted what there is, the kernel had no module for it yet.
-	if err := unix.Mount("efivarfs", efiVariables, "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil && !errors.Is(err, unix.EBUSY) {
-		log.Info("no variables of UEFI firmware", "err", err)
-		return nil
-	}
-	running, err := bootimage.RunningSlot(efiVariables)
+	running, err := bootimage.RunningSlot(appliance.FirmwareVariables)
 	if err == nil && running == "" {
 		return nil // it has come up before, or there are no slots
 	}
@@ -48,25 +42,25 @@ func asCameUp() error {
 	return nil
 }
 
+// cameUp marks the slot whose file is running, once the manager and the seat have answered for a while.
 func cameUp(ctx context.Context, running string) error {
-	for i := range 2 {
-		if i > 0 {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(proving):
-			}
-		}
-		c, err := dialManager(ctx)
-		if err != nil {
-			return fmt.Errorf("the manager does not answer: %w", err)
-		}
-		c.Close()
+	if err := answers(ctx); err != nil {
+		return err
 	}
-	if _, err := os.Stat(seatControl); err != nil {
-		return fmt.Errorf("the seat is not there: %w", err)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(proving):
 	}
-	guid, err := bootimage.RunningESP(efiVariables)
+	if err := answers(ctx); err != nil {
+		return err
+	}
+	seat, err := net.Dial("unix", seatControl)
+	if err != nil {
+		return fmt.Errorf("the seat does not answer: %w", err)
+	}
+	seat.Close()
+	guid, err := bootimage.RunningESP(appliance.FirmwareVariables)
 	if err != nil {
 		return err
 	}
@@ -80,4 +74,14 @@ func cameUp(ctx context.Context, running string) error {
 	}
 	_, err = bootimage.MarkGood(esp, running)
 	return errors.Join(err, esp.Close())
+}
+
+// answers reports whether the manager does, for which it waits a little.
+func answers(ctx context.Context) error {
+	c, err := dialManager(ctx)
+	if err != nil {
+		return fmt.Errorf("the manager does not answer: %w", err)
+	}
+	c.Close()
+	return nil
 }

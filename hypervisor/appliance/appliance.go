@@ -134,6 +134,7 @@ func (m *machine) begin() {
 	}()
 	go watchButtons(context.Background(), func() { m.end(PowerOff) })
 	check("kernel modules", m.loadModules())
+	check("mounts", mountAll(lateMounts, unix.Mount))
 }
 
 // end asks for the end of all.

@@ -28,8 +28,13 @@ var mounts = []mount{
 	{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755", false},
 	{"tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777", false},
 	{"cgroup2", "/sys/fs/cgroup", "cgroup2", noProgram, "nsdelegate", false},
-	{"efivarfs", "/sys/firmware/efi/efivars", "efivarfs", noProgram, "", true},
 }
+
+// lateMounts are of kinds that the kernel has modules for.
+var lateMounts = []mount{{"efivarfs", FirmwareVariables, "efivarfs", noProgram, "", true}}
+
+// FirmwareVariables is the directory with the variables of UEFI firmware; other firmware has none.
+const FirmwareVariables = "/sys/firmware/efi/efivars"
 
 // mountAll mounts a table by a mount(2), and goes on after an error: what is missing is said by what needs it, too.
 func mountAll(table []mount, mountFS func(source, target, kind string, flags uintptr, data string) error) error {
