@@ -3,6 +3,7 @@ package machine
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"os/exec"
 	"path/filepath"
@@ -22,7 +23,8 @@ type storage struct {
 	daemon *storaged.Daemon
 	cfg    storaged.Config
 
-	reconnect bool // for the next open
+	reconnect bool      // for the next open
+	log       io.Writer // of the next connection, if it has one
 }
 
 // newStorage converts raw, the path of a raw image, to qcow2, and serves that.
@@ -60,8 +62,11 @@ func (s *storage) stop(t testing.TB) {
 // open connects, as the next process with the guest does, once the one before has gone.
 func (s *storage) open(t testing.TB) {
 	t.Helper()
-	b, err := vhostuser.Open(t.Context(), vhostuser.Config{Name: "disk", Dial: vhostuser.DialPath(s.cfg.Socket), Reconnect: s.reconnect,
-		Log: slog.New(slog.DiscardHandler)})
+	log := slog.New(slog.DiscardHandler)
+	if s.log != nil {
+		log = slog.New(slog.NewTextHandler(s.log, nil))
+	}
+	b, err := vhostuser.Open(t.Context(), vhostuser.Config{Name: "disk", Dial: vhostuser.DialPath(s.cfg.Socket), Reconnect: s.reconnect, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,13 +221,37 @@ func TestVhostUserSave(t *testing.T) {
 	}
 }
 
+// lines are the lines of a log.
+type lines chan string
+
+func (l lines) Write(p []byte) (int, error) {
+	l <- string(p)
+	return len(p), nil
+}
+
+// await waits for a line that has text.
+func (l lines) await(t *testing.T, text string) {
+	t.Helper()
+	for deadline := time.After(limit); ; {
+		select {
+		case line := <-l:
+			if strings.Contains(line, text) {
+				return
+			}
+		case <-deadline:
+			t.Fatalf("no line of the log has %q", text)
+		}
+	}
+}
+
 // The daemon is killed and started again under a running guest, which notices nothing but the time: it has flushed.
 func TestVhostUserDaemonDies(t *testing.T) {
 	s := newStorage(t, rawDisk(t, 1<<20).Name())
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s.reconnect = true
+	waits := make(lines, 16)
+	s.reconnect, s.log = true, waits
 	s.open(t)
 	g := newGuest(t, s.on(fullBoard(t, kvmtest.RemoteProgram(), nil)))
 	d := findRemote(g)
@@ -236,6 +265,7 @@ func TestVhostUserDaemonDies(t *testing.T) {
 		if err := s.daemon.Stop(ctx); err == nil {
 			t.Fatal("it ended by itself")
 		}
+		waits.await(t, "disk waits for its back end") // a request made before that may be one that the daemon had begun
 		g.put(diskData, []byte{0xff})
 		d.offer(d.request(blkIn, 5, 512)...)
 		d.kick()
