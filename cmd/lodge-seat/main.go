@@ -138,7 +138,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	} else {
 		lodged := managed.New(*manager)
 		wg.Go(func() { lodged.Run(ctx) })
-		opt.Manager = lodged
+		opt.Manager, opt.Ready = lodged, lodged.Ready()
 	}
 	s, err := seat.New(cfg, opt)
 	if err != nil {

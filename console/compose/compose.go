@@ -51,8 +51,9 @@ type Switched struct {
 // Status is what every bar shows beside its guest.
 type Status struct {
 	Battery trustbar.Battery
-	Clock   string // see trustbar.Clock
-	Hint    string // the attention key: "Ctrl+Alt+Esc"
+	Clock   string        // see trustbar.Clock
+	Hint    string        // the attention key: "Ctrl+Alt+Esc"
+	News    trustbar.News // not on the bar of the guest that it is about
 }
 
 // Compositor makes the picture of a seat. Its methods may be called by any goroutine; they do not wait for a screen or a
@@ -216,6 +217,9 @@ func (c *Compositor) barState(s *Source, onScreen bool) trustbar.State {
 	c.mu.Unlock()
 	st := trustbar.State{Battery: status.Battery, Clock: status.Clock, Hint: status.Hint}
 	st.Guest, st.Note = s.describe()
+	if status.News.Guest != st.Guest {
+		st.News = status.News
+	}
 	// A hidden guest's bar is as it will be after a switch to it, so that nothing is left to draw then.
 	if !onScreen || input == nil || input == s {
 		st.Input = st.Guest

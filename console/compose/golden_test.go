@@ -75,7 +75,7 @@ func TestGolden(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, Config{}, 800, 600)
-			r.c.SetStatus(Status{trustbar.Battery{Present: true, Percent: 87}, "14:05", "Ctrl+Alt+Esc"})
+			r.c.SetStatus(Status{Battery: trustbar.Battery{Present: true, Percent: 87}, Clock: "14:05", Hint: "Ctrl+Alt+Esc"})
 			s := r.c.NewSource(work)
 			r.c.Switch(s)
 			show(r, s)

@@ -43,6 +43,7 @@ type Options struct {
 	OnGuest    func(name string, there bool) // a guest's machine is there, or gone
 	OnSwitched func(compose.Switched)        // after each switch, from the goroutine of an output
 	Manager    textui.System                 // starts and commands the guests of whom it tells; Switch is not called
+	Ready      <-chan string                 // names of guests that have just become ready, of which the bar tells
 	OnMonitor  func(MonitorState)            // a monitor is there, shows another guest, or is gone
 	Log        *slog.Logger
 }
@@ -57,6 +58,7 @@ type Seat struct {
 	guests   []*guest
 	own      *ownConsole
 	monitors *monitors
+	news     *news
 	hint     string // how to press the attention key
 	at       position
 }
@@ -72,7 +74,7 @@ func New(cfg Config, opt Options) (*Seat, error) {
 	if opt.Log == nil {
 		opt.Log = slog.Default()
 	}
-	s := &Seat{cfg: cfg, opt: opt}
+	s := &Seat{cfg: cfg, opt: opt, news: newNews()}
 	s.Compositor = compose.New(compose.Config{
 		// Two for the picture on the screen, one for each other, Lodge's own among them.
 		Buffers: min(len(cfg.Guests)+2, maxBuffers), OnSwitch: opt.OnSwitched, Log: opt.Log,
@@ -132,6 +134,7 @@ func (s *Seat) Run(ctx context.Context) {
 	}
 	wg.Go(func() { s.own.run(ctx) })
 	wg.Go(func() { s.status(ctx) })
+	wg.Go(func() { s.tellReady(ctx) })
 	wg.Wait()
 }
 
@@ -180,6 +183,7 @@ func (s *Seat) toGuest(batch []hid.Event) []hid.Event {
 // focused is called with the router locked.
 func (s *Seat) focused(c route.Change) {
 	s.own.focused(c.New == route.Console)
+	s.news.seen(c.New)
 	s.Switch(s.sourceOf(c.New))
 	if s.opt.OnFocus != nil {
 		s.opt.OnFocus(c.Old, c.New, c.Why.String())

@@ -114,6 +114,7 @@ type rig struct {
 	t         *testing.T
 	screen    *headless.Screen
 	red, blue *machine
+	ready     chan string
 }
 
 var (
@@ -144,7 +145,8 @@ display = "blue"
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Seat, err = New(cfg, Options{Manager: manager}); err != nil {
+	r.ready = make(chan string)
+	if r.Seat, err = New(cfg, Options{Manager: manager, Ready: r.ready}); err != nil {
 		t.Fatal(err)
 	}
 	if r.screen, err = headless.NewScreen("test", 640, 480); err != nil {

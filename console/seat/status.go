@@ -13,8 +13,8 @@ import (
 	"github.com/lodgehv/lodge/internal/uevent"
 )
 
-// status keeps the bar's clock and battery right until ctx is done: it wakes when the clock's text changes, and when the
-// kernel says that a power supply has changed.
+// status keeps the bar's clock, battery and news right until ctx is done: it wakes when the clock's text changes, when the
+// kernel says that a power supply has changed, and when there are news.
 func (s *Seat) status(ctx context.Context) {
 	changed := make(chan struct{}, 1)
 	if conn, err := uevent.Listen(); err != nil {
@@ -32,11 +32,12 @@ func (s *Seat) status(ctx context.Context) {
 	}
 	for {
 		text, next := trustbar.Clock(time.Now())
-		s.SetStatus(compose.Status{Clock: text, Battery: battery(powerSupplies), Hint: s.hint})
+		s.SetStatus(compose.Status{Clock: text, Battery: battery(powerSupplies), Hint: s.hint, News: s.news.now()})
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
+		case <-s.news.changed:
 		case <-time.After(next):
 		}
 	}

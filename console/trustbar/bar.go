@@ -23,11 +23,18 @@ type Battery struct {
 	Charging bool
 }
 
+// News is that another guest has become ready, and how to get there. Without a guest's name there is none.
+type News struct {
+	Guest Guest
+	Chord string // "Ctrl+Alt+2", or "" if there is none
+}
+
 // State is what a bar shows. A bar is drawn anew when it is another.
 type State struct {
 	Guest   Guest  // whose picture is below
 	Input   Guest  // who gets keys and pointer; without a name nobody does
 	Note    string // what is wrong with the guest: "not responding"
+	News    News
 	Hint    string // how to get to Lodge's console: "Ctrl+Alt+Esc"
 	Battery Battery
 	Clock   string // "14:05"; "" is none
@@ -118,6 +125,7 @@ func (b *Bar) draw() {
 	p.input()
 	p.guest(th)
 	p.note()
+	p.news()
 	p.hint()
 	p.label()
 }
@@ -166,6 +174,34 @@ func (p *pen) note() {
 	w := p.fonts.bold.width(s) + p.gap*4/3
 	fillRound(p.scratch, p.pill(p.left, w), float32(p.height)/6, alert)
 	p.fonts.bold.draw(p.scratch, p.left+p.gap*2/3, p.base, s, black)
+	p.left += w + p.gap
+}
+
+// news draws that another guest is ready, as a badge in its colour; if there is little room, without the chord.
+func (p *pen) news() {
+	n := p.state.News
+	name := Clean(n.Guest.Name)
+	if name == "" {
+		return
+	}
+	f, th, pad := p.fonts, n.Guest.Color.theme(), p.gap*2/3
+	name = f.bold.fit(name, p.picture.Width/5)
+	const ready = " is ready"
+	chord := Clean(n.Chord)
+	if chord != "" {
+		chord = "  " + chord
+	}
+	width := func() int { return f.bold.width(name) + f.regular.width(ready+chord) + 2*pad }
+	if width() > p.right-p.left-p.gap {
+		chord = ""
+	}
+	w := width()
+	if w > p.right-p.left-p.gap {
+		return
+	}
+	fillRound(p.scratch, p.pill(p.left, w), float32(p.height)/6, th.field)
+	x := f.bold.draw(p.scratch, p.left+pad, p.base, name, th.ink)
+	f.regular.draw(p.scratch, x, p.base, ready+chord, th.ink)
 	p.left += w + p.gap
 }
 

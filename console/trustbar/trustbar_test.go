@@ -108,8 +108,11 @@ func TestBars(t *testing.T) {
 	hostile := work(t)
 	hostile.Guest.Name = "\u202ekrow\u202c\nwork\x1b[31m " + strings.Repeat("w\u0301\u0302\u0303", 100)
 	hostile.Guest.Label, hostile.Input = strings.Repeat("very long ", 100), hostile.Guest
+	hostile.News.Guest.Name = hostile.Guest.Name
+	news := work(t)
+	news.News = News{Guest{Name: "personal", Slot: 2, Color: named(t, "green")}, "Ctrl+Alt+2"}
 	for name, s := range map[string]State{
-		"work": work(t), "elsewhere": elsewhere, "nobody": nobody, "hung": hung, "charging": charging, "lodge": lodge,
+		"news": news, "work": work(t), "elsewhere": elsewhere, "nobody": nobody, "hung": hung, "charging": charging, "lodge": lodge,
 		"hostile": hostile, "empty": {},
 	} {
 		for suffix, screen := range screens {

@@ -12,10 +12,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/diskfs/go-diskfs/backend/file"
+	"github.com/diskfs/go-diskfs/partition/gpt"
 
 	"github.com/lodgehv/lodge/e2e/desk"
 	lodgeimage "github.com/lodgehv/lodge/e2e/image"
@@ -34,6 +39,8 @@ const lookLimit = 5 * time.Minute
 // stick is a notebook with nothing but a disk that lodge-image has made.
 type stick struct {
 	dir, disk, vars string
+	small           string // another, without room for the state
+	options         string // of the drive
 	lodgeImage      string
 	web, mail       net.Listener // servers of the network that it is connected to
 	served          *record      // what was asked of them
@@ -44,7 +51,7 @@ func newStick(t *testing.T) *stick {
 	t.Helper()
 	b, err := lodgeimage.NewBuilder(t.Output())
 	check(t, err)
-	guest, _, err := b.Instant(t.Context())
+	guest, err := b.Instant(t.Context())
 	check(t, err)
 	s := &stick{dir: t.TempDir(), served: &record{}}
 	for _, l := range []*net.Listener{&s.web, &s.mail} {
@@ -71,6 +78,10 @@ func newStick(t *testing.T) *stick {
 	build("new", "2", "--media=uki")
 	out := filepath.Join(s.dir, "out")
 	s.disk, s.vars = filepath.Join(out, "lodge.img"), filepath.Join(s.dir, "vars")
+	s.small = filepath.Join(s.dir, "small")
+	if out, err := exec.CommandContext(t.Context(), "cp", "--reflink=auto", "--sparse=always", s.disk, s.small).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	const size = 8 << 30 // of the stick
 	check(t, os.Truncate(s.disk, size))
 	vars, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
@@ -96,6 +107,75 @@ func (s *stick) slots(t *testing.T, want string) {
 	if got := s.run(t, "status", s.disk); got != want {
 		t.Errorf("the slots are\n%swant\n%s", got, want)
 	}
+}
+
+// templateDir is where the state has the guest's template.
+const templateDir = "/lib/guests/instant/template/"
+
+// state has debugfs do something with the state partition, while nobody uses the disk.
+func (s *stick) state(t *testing.T, command string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/usr/sbin/debugfs", "-w", "-R", command, fmt.Sprintf("%s?offset=%d", s.disk, s.stateAt(t)))
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v", cmd, err)
+	}
+	return string(out)
+}
+
+// stateAt returns where the state partition is on the disk, in bytes.
+func (s *stick) stateAt(t *testing.T) int64 {
+	t.Helper()
+	f, err := os.Open(s.disk)
+	check(t, err)
+	defer f.Close()
+	table, err := gpt.Read(file.New(f, true), 512, 512)
+	check(t, err)
+	for _, p := range table.Partitions {
+		if p.Name == "Lodge state" {
+			return int64(p.Start) * 512
+		}
+	}
+	t.Fatalf("the disk has no state: %v", table.Partitions)
+	return 0
+}
+
+// damage changes a page of the template's memory.
+func (s *stick) damage(t *testing.T) {
+	t.Helper()
+	const page = 4096 // a block of the state, too
+	for at := 96 << 20 / page; ; at++ {
+		block, err := strconv.ParseInt(strings.TrimSpace(s.state(t, fmt.Sprintf("bmap %smemory/ram %d", templateDir, at))), 10, 64)
+		check(t, err)
+		if block == 0 {
+			continue // a hole
+		}
+		f, err := os.OpenFile(s.disk, os.O_RDWR, 0)
+		check(t, err)
+		defer f.Close()
+		b := make([]byte, page)
+		where := s.stateAt(t) + block*page
+		_, err = f.ReadAt(b, where)
+		check(t, err)
+		b[page/2] ^= 0x10
+		_, err = f.WriteAt(b, where)
+		check(t, err)
+		return
+	}
+}
+
+// fill leaves no room on the state.
+func (s *stick) fill(t *testing.T) {
+	t.Helper()
+	free := regexp.MustCompile(`Free blocks:\s+(\d+)`).FindStringSubmatch(s.state(t, "stats -h"))
+	if free == nil {
+		t.Fatal("debugfs does not say how many blocks are free")
+	}
+	blocks, err := strconv.Atoi(free[1])
+	check(t, err)
+	s.state(t, "write /dev/null /lib/full")
+	s.state(t, fmt.Sprintf("fallocate /lib/full 0 %d", blocks))
+	t.Log(s.state(t, "stats -h"))
 }
 
 // host is this machine, for the notebook: QEMU's network calls it so.
@@ -167,7 +247,7 @@ func (s *stick) switchOn(t *testing.T) *power {
 	p := &power{on: time.Now(), shots: filepath.Join("../../out/instant")}
 	p.machine = start(t, "-m", "2048", "-smp", "1",
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd", "-drive", "if=pflash,format=raw,unit=1,file="+s.vars,
-		"-drive", "if=none,id=d,format=raw,file="+s.disk, "-device", "virtio-blk-pci,drive=d",
+		"-drive", "if=none,id=d,format=raw,file="+s.disk+s.options, "-device", "virtio-blk-pci,drive=d",
 		"-device", "virtio-vga,xres=1024,yres=768", "-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci",
 		"-netdev", fmt.Sprintf("user,id=n,hostfwd=udp:127.0.0.1:%d-:9", port), "-device", "virtio-net-pci,netdev=n")
 	p.Hands = desk.Hands{QMP: func(ctx context.Context, command string, args any) (json.RawMessage, error) {
@@ -274,6 +354,9 @@ func TestInstantOn(t *testing.T) {
 		p.await("the slot that runs has come up")
 		time.Sleep(settle)
 		p.cut()
+		if set := s.state(t, "cat "+templateDir+"working-set.json"); !strings.Contains(set, `"off":`) {
+			t.Errorf("what the guest uses first is not known for the next time: %.100q", set)
+		}
 		s.slots(t, "slot 2: has come up\nslot 1: has come up\n")
 	})
 	step("after a power cut", func(t *testing.T) {
@@ -282,6 +365,36 @@ func TestInstantOn(t *testing.T) {
 		t.Logf("power to browser: %.1f s", time.Since(p.on).Seconds())
 		s.readMail(p, false)
 		p.await("guest is running")
+		p.button()
+	})
+	step("damaged template", func(t *testing.T) {
+		s.damage(t)
+		p := s.switchOn(t)
+		p.sees("on-damaged", "the browser", shows(white))
+		p.await("its template is not what was written")
+		p.await("a template was made of it")
+		p.sees("on-mended", "the browser", shows(white))
+		p.button()
+	})
+	step("read-only", func(t *testing.T) {
+		s.options = ",readonly=on"
+		defer func() { s.options = "" }()
+		p := s.switchOn(t)
+		p.await("something is wrong", "cannot be written to")
+		p.sees("on-read-only", "the browser", shows(white))
+		p.button()
+	})
+	step("full", func(t *testing.T) {
+		s.fill(t)
+		p := s.switchOn(t)
+		p.sees("on-full", "the browser", shows(white))
+		p.button()
+	})
+	step("missing", func(t *testing.T) {
+		s.disk = s.small
+		p := s.switchOn(t)
+		p.await("something is wrong", "kept in RAM")
+		p.sees("on-missing", "the browser", shows(white))
 		p.button()
 	})
 }

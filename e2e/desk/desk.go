@@ -145,12 +145,6 @@ func (d *Desk) describe(ctx context.Context, guests ...Desktop) error {
 	return d.Notebook.Put(ctx, strings.NewReader(s.String()), seatFile, 0o644)
 }
 
-// On returns the desk of a notebook that runs, with a manager and guests of its own, which its seat is going to show.
-func On(ctx context.Context, nb *notebook.Notebook, m *guest.Manager, cfg Config, guests ...Desktop) (*Desk, error) {
-	d := &Desk{Hands: Hands{nb.QMP}, Notebook: nb, Manager: m, cfg: cfg}
-	return d, d.describe(ctx, guests...)
-}
-
 func (k Desktop) cmdline() string {
 	return fmt.Sprintf("lodge.color=%02x%02x%02x", k.Wallpaper.R, k.Wallpaper.G, k.Wallpaper.B)
 }

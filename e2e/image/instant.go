@@ -8,18 +8,13 @@ import (
 	"github.com/lodgehv/lodge/guest/instant"
 )
 
-// Instant builds the instant-on guest, its light variant, and returns its directory and a disk that has the same (ext4, no partitions).
-func (b *Builder) Instant(ctx context.Context) (files, disk string, err error) {
-	dir, err := b.Result(ctx, "instant", Key("2", instant.Light().Key()), func(ctx context.Context, dir string) error {
-		if err := instant.Build(ctx, filepath.Join(dir, "files"), instant.Options{Variant: instant.Light()}); err != nil {
-			return err
-		}
-		return asRoot(ctx, dir, `
-chown -R 0:0 files
-mke2fs -q -t ext4 -L instant -d files disk.img 256M`)
+// Instant builds the instant-on guest, its light variant, and returns its directory.
+func (b *Builder) Instant(ctx context.Context) (string, error) {
+	dir, err := b.Result(ctx, "instant", Key("3", instant.Light().Key()), func(ctx context.Context, dir string) error {
+		return instant.Build(ctx, filepath.Join(dir, "files"), instant.Options{Variant: instant.Light()})
 	})
 	if err != nil {
-		return "", "", fmt.Errorf("instant-on guest: %w", err)
+		return "", fmt.Errorf("instant-on guest: %w", err)
 	}
-	return filepath.Join(dir, "files"), filepath.Join(dir, "disk.img"), nil
+	return filepath.Join(dir, "files"), nil
 }

@@ -17,13 +17,20 @@ import (
 type Guests struct {
 	bus     string
 	changed chan struct{}
+	ready   chan string
+	booting map[string]bool // guests that run and were not ready when they were last looked at; of Run alone
 
 	mu   sync.Mutex
 	conn *client.Client // nil: there is none now
 }
 
 // New returns the guests of the lodged on a bus: "system", "session" or an address. Run has to run.
-func New(bus string) *Guests { return &Guests{bus: bus, changed: make(chan struct{}, 1)} }
+func New(bus string) *Guests {
+	return &Guests{bus: bus, changed: make(chan struct{}, 1), ready: make(chan string, readyQueue), booting: make(map[string]bool)}
+}
+
+// readyQueue is how many names Ready holds; more are dropped.
+const readyQueue = 16
 
 var _ textui.System = (*Guests)(nil)
 
@@ -35,9 +42,9 @@ func (g *Guests) Run(ctx context.Context) {
 	defer g.close()
 	for ctx.Err() == nil {
 		_ = g.with(ctx, func(c *client.Client) error { // what goes wrong is told where guests are asked for
-			return c.Watch(ctx, func(client.Event) error {
+			return c.Watch(ctx, func(e client.Event) error {
 				g.tell()
-				return nil
+				return g.follow(ctx, c, e)
 			})
 		})
 		g.tell()
@@ -47,6 +54,46 @@ func (g *Guests) Run(ctx context.Context) {
 		}
 	}
 }
+
+// follow looks at the guest that an event is about, at all of them when it is the first event.
+func (g *Guests) follow(ctx context.Context, c *client.Client, e client.Event) error {
+	switch {
+	case e.Name == "":
+		clear(g.booting)
+		list, err := c.Guests(ctx)
+		for _, k := range list {
+			g.see(k)
+		}
+		return err
+	case e.Object.Guest != "" && (e.Name == "StateChanged" || e.Name == "PropertiesChanged"):
+		k, err := c.Guest(ctx, e.Object.Guest)
+		switch {
+		case err == nil:
+			g.see(k)
+		case !errors.Is(err, client.ErrNotFound): // it has just been deleted
+			return err
+		}
+	}
+	return nil
+}
+
+// see tells that a guest has become ready.
+func (g *Guests) see(k client.Guest) {
+	if k.Ready && g.booting[k.Name] {
+		select {
+		case g.ready <- k.Name:
+		default:
+		}
+	}
+	delete(g.booting, k.Name)
+	if k.State == "running" && !k.Ready {
+		g.booting[k.Name] = true
+	}
+}
+
+// Ready returns the names of guests that have become ready: their definition says how that is known, and they had not been when
+// they began to run.
+func (g *Guests) Ready() <-chan string { return g.ready }
 
 func (g *Guests) tell() {
 	select {

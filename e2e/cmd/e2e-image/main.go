@@ -1,5 +1,6 @@
 // Command e2e-image builds and caches the images of the end-to-end tests and
-// prints where they are.
+// prints where they are. Those that do not need each other are built side by
+// side, for each waits for the network.
 package main
 
 import (
@@ -7,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lodgehv/lodge/e2e/image"
 )
@@ -25,16 +28,23 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	set, err := b.All(ctx)
-	if err != nil {
+	var set *image.Set
+	var desktop *image.Guest
+	var instant string
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { set, err = b.All(ctx); return err })
+	g.Go(func() (err error) { desktop, err = b.Desktop(ctx); return err })
+	g.Go(func() (err error) { instant, err = b.Instant(ctx); return err })
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	for _, g := range set.Guests {
+	for _, g := range append(set.Guests, desktop) {
 		fmt.Println(g.Disk)
 		fmt.Println(g.Initrd)
 		fmt.Println(g.Kernel.VMLinux)
 	}
 	fmt.Println(set.Notebook.Disk)
 	fmt.Println(set.Notebook.Initrd)
+	fmt.Println(instant)
 	return nil
 }

@@ -79,10 +79,15 @@ func run(ctx context.Context, args []string) (int, error) {
 	}
 	r := &runner{out: os.Stdout, skips: skips, report: &report{}}
 	begin := time.Now()
-	for _, s := range o.stages {
-		if ctx.Err() == nil {
-			r.stage(ctx, s, o.jobs(s, pkgs))
+	for i, s := range o.stages {
+		if ctx.Err() != nil {
+			break
 		}
+		// Fuzzers run for a time, whatever else there is to do: what needs the network is done beside them.
+		if s == "fuzz" && slices.Contains(o.stages[i:], "e2e") && o.only.String() == "" {
+			defer r.images(ctx)()
+		}
+		r.stage(ctx, s, o.jobs(s, pkgs))
 	}
 	r.report.Seconds = seconds(time.Since(begin))
 	if err := r.report.write(o.out); err != nil {

@@ -63,6 +63,24 @@ func (r *runner) stage(ctx context.Context, name string, jobs []job) {
 	}
 }
 
+// images begins to build the images that stage e2e needs. Its tests wait for what they need, and build what is not there: so
+// they tell if something goes wrong with it. The function that is returned ends it.
+func (r *runner) images(ctx context.Context) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	cmd := exec.CommandContext(ctx, "go", "run", "./e2e/cmd/e2e-image")
+	cmd.Dir = r.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
+	if err := cmd.Start(); err != nil {
+		cancel()
+		return func() {}
+	}
+	return func() {
+		cancel()
+		_ = cmd.Wait()
+	}
+}
+
 // job runs one command to its end.
 func (r *runner) job(ctx context.Context, s *stage, j job) {
 	if ctx.Err() != nil {
