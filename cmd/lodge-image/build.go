@@ -15,11 +15,13 @@ import (
 	"github.com/lodgehv/lodge/guest/bundle"
 	"github.com/lodgehv/lodge/hypervisor/appliance"
 	"github.com/lodgehv/lodge/hypervisor/bootimage"
+	"github.com/lodgehv/lodge/hypervisor/bootimage/system"
 )
 
 // What build writes into its directory.
 const (
 	fileGuests  = "guests.img"
+	fileSystem  = "system.img"
 	fileUKI     = "lodge.efi"
 	fileManager = "bootx64.efi"
 	fileDisk    = "lodge.img"
@@ -66,8 +68,9 @@ func (c *buildCommand) Run(ctx context.Context, out io.Writer) error {
 // builder makes images and notes what of.
 type builder struct {
 	*buildCommand
-	out        io.Writer
-	components []bootimage.Component
+	out         io.Writer
+	components  []bootimage.Component
+	systemFiles []bootimage.Part // before they are compressed
 }
 
 func (b *builder) build(ctx context.Context) error {
@@ -99,7 +102,7 @@ func (b *builder) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	initramfs, files, err := b.initramfs(version)
+	initramfs, files, err := b.initramfs(ctx, version)
 	if err != nil {
 		return err
 	}
@@ -113,6 +116,9 @@ func (b *builder) build(ctx context.Context) error {
 	}
 	if uki, err = sign(uki); err != nil {
 		return err
+	}
+	if b.systemFiles != nil {
+		b.sizes("system, before it is compressed", b.systemFiles)
 	}
 	b.sizes("initramfs, before it is compressed", files)
 	b.sizes("UKI", parts)
@@ -130,7 +136,7 @@ func (b *builder) build(ctx context.Context) error {
 		if manager, err = sign(manager); err != nil {
 			return err
 		}
-		if err := errors.Join(b.write(ctx, fileManager, manager), b.disk(ctx, manager, uki)); err != nil {
+		if err := errors.Join(b.write(ctx, fileManager, manager), b.disk(ctx, manager)); err != nil {
 			return err
 		}
 	}
@@ -198,42 +204,66 @@ func debianKernel() (string, error) {
 	return "", fmt.Errorf("several kernels: name one by --kernel: %s", strings.Join(names, ", "))
 }
 
-// initramfs builds it for the kernel of a version, and notes its files.
-func (b *builder) initramfs(version string) ([]byte, []bootimage.Part, error) {
-	i := bootimage.Initramfs{Init: b.Init, Files: make(map[string]string), Load: b.Module, FirmwareDir: b.FirmwareDir, Firmware: b.Blob}
+// initramfs builds it for the kernel of a version, and notes its files. If it is to start Lodge, the system is built too, and the
+// kernel's command line names it.
+func (b *builder) initramfs(ctx context.Context, version string) ([]byte, []bootimage.Part, error) {
+	if err := os.Remove(filepath.Join(b.Out, fileSystem)); err != nil && !errors.Is(err, os.ErrNotExist) { // of an earlier build
+		return nil, nil, err
+	}
+	tree := bootimage.Tree{Files: make(map[string]string), Load: b.Module, FirmwareDir: b.FirmwareDir, Firmware: b.Blob}
+	var programs string
+	var err error
 	if b.Init == "" {
-		if err := b.lodge(&i); err != nil {
+		if programs, err = b.lodge(&tree); err != nil {
 			return nil, nil, err
 		}
 	}
 	for _, f := range b.File {
 		from, to, ok := strings.Cut(f, ":")
-		if !ok || i.Files[to] != "" {
+		if !ok || tree.Files[to] != "" {
 			return nil, nil, fmt.Errorf("--file=%s: want FILE:PATH, and each path once", f)
 		}
-		i.Files[to] = from
+		tree.Files[to] = from
 	}
-	if len(i.Load) > 0 {
+	if len(tree.Load) > 0 {
 		dir := cmp.Or(b.Modules, filepath.Join("/lib/modules", version))
 		if filepath.Base(dir) != version {
 			return nil, nil, fmt.Errorf("--modules=%s: the kernel is %s, and loads no modules of another", dir, version)
 		}
-		var err error
-		if i.Modules, err = bootimage.ReadModules(dir); err != nil {
+		if tree.Modules, err = bootimage.ReadModules(dir); err != nil {
 			return nil, nil, err
 		}
+	}
+	i := bootimage.Initramfs{Init: b.Init, Tree: tree}
+	if b.Init == "" {
+		image, id, parts, err := tree.BuildSystem(ctx)
+		if err == nil {
+			err = errors.Join(b.noteParts(parts, version), b.write(ctx, fileSystem, image))
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		b.systemFiles = parts
+		b.Cmdline = strings.TrimSpace(b.Cmdline + " " + system.Parameter + "=" + id.String())
+		early := slices.DeleteFunc(appliance.EarlyModules(), func(m string) bool { return slices.Contains(b.Without, m) })
+		i = bootimage.Initramfs{Init: filepath.Join(programs, appliance.Init), Tree: bootimage.Tree{Modules: tree.Modules, Load: early}}
 	}
 	archive, parts, err := i.Build()
 	if err != nil {
 		return nil, nil, err
 	}
+	return archive, parts, b.noteParts(parts, version)
+}
+
+// noteParts notes files of an image for the kernel of a version.
+func (b *builder) noteParts(parts []bootimage.Part, version string) error {
 	for _, p := range parts {
 		if p.Path == "" {
 			continue
 		}
 		data, err := os.ReadFile(p.Path)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
 		of := ""
 		if strings.HasPrefix(p.Name, "lib/modules/") {
@@ -241,33 +271,42 @@ func (b *builder) initramfs(version string) ([]byte, []bootimage.Part, error) {
 		}
 		b.note(p.Name, of, data)
 	}
-	return archive, parts, nil
+	return nil
 }
 
-// lodge gives the initramfs Lodge itself.
-func (b *builder) lodge(i *bootimage.Initramfs) error {
-	dir := b.Programs
-	if dir == "" {
+// lodge gives a system Lodge itself, and returns the directory of its programs.
+func (b *builder) lodge(tree *bootimage.Tree) (dir string, err error) {
+	if dir = b.Programs; dir == "" {
 		self, err := os.Executable()
 		if err != nil {
-			return err
+			return "", err
 		}
 		dir = filepath.Dir(self)
 	}
-	files, err := appliance.Files(dir)
-	if err != nil {
-		return err
+	if tree.Files, err = appliance.Files(dir); err != nil {
+		return "", err
 	}
-	i.Init, i.Files = filepath.Join(dir, "lodged"), files
 	modules := appliance.Modules()
 	for _, name := range b.Without {
 		if !slices.Contains(modules, name) {
-			return fmt.Errorf("--without=%s: it is none of %s", name, strings.Join(modules, ", "))
+			return "", fmt.Errorf("--without=%s: it is none of %s", name, strings.Join(modules, ", "))
 		}
 	}
 	own := slices.DeleteFunc(modules, func(m string) bool { return slices.Contains(b.Without, m) })
-	i.Load = append(own, i.Load...)
-	return nil
+	tree.Load = append(own, tree.Load...)
+	return dir, nil
+}
+
+// readRelease returns the UKI in a file, with the system beside it, if there is one.
+func readRelease(uki string) (r bootimage.Release, err error) {
+	if r.UKI, err = os.ReadFile(uki); err != nil {
+		return r, err
+	}
+	r.System, err = os.ReadFile(filepath.Join(filepath.Dir(uki), fileSystem))
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return r, err
 }
 
 // guests makes the file system with the guests that come along; without any, that of an earlier build goes.
@@ -309,7 +348,7 @@ func openGuests(dir string) (guests *io.SectionReader, done func(), err error) {
 }
 
 // disk writes the disk image.
-func (b *builder) disk(ctx context.Context, manager, uki []byte) error {
+func (b *builder) disk(ctx context.Context, manager []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -319,7 +358,11 @@ func (b *builder) disk(ctx context.Context, manager, uki []byte) error {
 		return err
 	}
 	defer os.Remove(f.Name())
-	c := bootimage.Content{ESP: b.ESP << 20, Manager: manager, UKI: uki}
+	release, err := readRelease(filepath.Join(b.Out, fileUKI))
+	if err != nil {
+		return err
+	}
+	c := bootimage.Content{ESP: b.ESP << 20, Manager: manager, Release: release}
 	guests, done, err := openGuests(b.Out)
 	if err == nil {
 		defer done()

@@ -35,7 +35,7 @@ type installCommand struct {
 
 // Run installs.
 func (c *installCommand) Run(_ context.Context, out io.Writer) error {
-	uki, err := os.ReadFile(filepath.Join(c.From, fileUKI))
+	release, err := readRelease(filepath.Join(c.From, fileUKI))
 	if err != nil {
 		return err
 	}
@@ -44,9 +44,9 @@ func (c *installCommand) Run(_ context.Context, out io.Writer) error {
 		return err
 	}
 	if c.Erase {
-		err = c.erase(manager, uki)
+		err = c.erase(manager, release)
 	} else {
-		err = c.with(func(esp bootimage.ESP) error { return bootimage.Install(esp, manager, uki) })
+		err = c.with(func(esp bootimage.ESP) error { return bootimage.Install(esp, manager, release) })
 	}
 	if err == nil {
 		fmt.Fprintf(out, "%s: installed\n", c.Target)
@@ -55,7 +55,7 @@ func (c *installCommand) Run(_ context.Context, out io.Writer) error {
 }
 
 // erase makes the target a disk of Lodge's.
-func (c *installCommand) erase(manager, uki []byte) error {
+func (c *installCommand) erase(manager []byte, release bootimage.Release) error {
 	st, err := os.Stat(c.Target)
 	if err != nil {
 		return err
@@ -68,7 +68,7 @@ func (c *installCommand) erase(manager, uki []byte) error {
 	if err != nil {
 		return err
 	}
-	content := bootimage.Content{ESP: c.ESP << 20, Manager: manager, UKI: uki}
+	content := bootimage.Content{ESP: c.ESP << 20, Manager: manager, Release: release}
 	guests, done, err := openGuests(c.From)
 	if err != nil {
 		return errors.Join(err, f.Close())
@@ -88,18 +88,18 @@ func (c *installCommand) erase(manager, uki []byte) error {
 // updateCommand is the command "update".
 type updateCommand struct {
 	target
-	UKI   string `arg:"" help:"The new UKI, lodge.efi of a build."`
+	UKI   string `arg:"" help:"The new UKI, lodge.efi of a build, with system.img beside it."`
 	Tries int    `default:"3" help:"How often it may fail to come up before the other one is started, 1 to 9."`
 }
 
 // Run updates.
 func (c *updateCommand) Run(_ context.Context, out io.Writer) error {
-	uki, err := os.ReadFile(c.UKI)
+	release, err := readRelease(c.UKI)
 	if err != nil {
 		return err
 	}
 	return c.with(func(esp bootimage.ESP) error {
-		s, err := bootimage.Update(esp, uki, c.Tries)
+		s, err := bootimage.Update(esp, release, c.Tries)
 		if err == nil {
 			fmt.Fprintf(out, "slot %s\n", describe(s))
 		}

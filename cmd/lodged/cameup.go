@@ -7,25 +7,17 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/lodgehv/lodge/hypervisor/appliance"
 	"github.com/lodgehv/lodge/hypervisor/bootimage"
 )
 
-// cameUpFlag has this program say of the slot that the machine was started from that it has come up, once that is so.
-const cameUpFlag = "--came-up"
-
 // proving is how long the manager and the seat have to be there.
 const proving = 20 * time.Second
 
-// asCameUp waits until the machine has come up and says so on its ESP. Whatever keeps it from that is logged: the slot has fewer tries then.
-func asCameUp() error {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
-	defer stop()
+// sayCameUp waits until the machine has come up and says so on its ESP. Whatever keeps it from that is logged: the slot has fewer tries then.
+func sayCameUp(ctx context.Context) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	running, err := bootimage.RunningSlot(appliance.FirmwareVariables)
 	if err == nil && running == "" {
@@ -55,7 +47,7 @@ func cameUp(ctx context.Context, running string) error {
 	if err := answers(ctx); err != nil {
 		return err
 	}
-	seat, err := net.Dial("unix", seatControl)
+	seat, err := net.Dial("unix", appliance.SeatControl)
 	if err != nil {
 		return fmt.Errorf("the seat does not answer: %w", err)
 	}
@@ -68,7 +60,7 @@ func cameUp(ctx context.Context, running string) error {
 	if err != nil {
 		return err
 	}
-	esp, err := bootimage.OpenESP(device)
+	esp, err := bootimage.OpenOwnESP(device)
 	if err != nil {
 		return err
 	}

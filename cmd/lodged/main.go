@@ -57,15 +57,8 @@ const defaultStateDir = "/var/lib/lodge"
 func main() {
 	cell.RunInit(os.Args)
 	manager.RunGate()
-	switch {
-	case appliance.IsModprobe(os.Args):
-		exit(appliance.Modprobe(os.Args))
-	case appliance.IsInit(os.Args):
-		exit(asInit())
-	case len(os.Args) == 2 && os.Args[1] == uplinkFlag:
-		exit(asUplink())
-	case len(os.Args) == 2 && os.Args[1] == cameUpFlag:
-		exit(asCameUp())
+	if len(os.Args) == 2 && roles[os.Args[1]] != nil {
+		exit(play(roles[os.Args[1]]))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -134,7 +127,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if cfg.LodgeNet, err = find("lodge-net", cfg.LodgeNet); err != nil {
 		cfg.Log.Warn("guests have no networks", "err", err)
 	}
-	if (*bus == "system" || *bus == busAddress) && os.Geteuid() == 0 { // there is one manager that changes the host
+	if (*bus == "system" || *bus == appliance.BusAddress) && os.Geteuid() == 0 { // there is one manager that changes the host
 		cfg.Bridge = &bridge.Host{State: filepath.Join(cfg.RunDir, "ip_forward")}
 	}
 	if *cells == "off" {

@@ -64,7 +64,7 @@ func TestAppliance(t *testing.T) {
 		m := boot(t, kernel, plain, "", "")
 		m.await("something is wrong", "kept in RAM", "p power off")
 		m.key("p")
-		m.ends()
+		check(t, m.Ends(t.Context()))
 	})
 }
 
@@ -72,7 +72,7 @@ func TestAppliance(t *testing.T) {
 func build(t *testing.T, dir string) string {
 	t.Helper()
 	bin := filepath.Join(dir, "bin")
-	ours := exec.Command("go", "build", "-ldflags=-s -w", "-o", bin+"/", "../../cmd/lodged", "../../cmd/lodge-vmm", "../../cmd/lodge-net", "../../cmd/lodge")
+	ours := exec.Command("go", "build", "-ldflags=-s -w", "-o", bin+"/", "../../cmd/lodge-init", "../../cmd/lodged", "../../cmd/lodge-vmm", "../../cmd/lodge-net", "../../cmd/lodge")
 	fake := exec.Command("go", "build", "-o", filepath.Join(bin, "lodge-seat"), "./fakeseat")
 	for _, c := range []*exec.Cmd{ours, fake} {
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -100,7 +100,7 @@ func initramfs(t *testing.T, name, kernel, bin string, others ...string) {
 	load := slices.DeleteFunc(appliance.Modules(), func(m string) bool { // half of the image, for cards that QEMU has not
 		return slices.Contains([]string{"i915", "amdgpu", "nouveau"}, m)
 	})
-	i := bootimage.Initramfs{Init: filepath.Join(bin, "lodged"), Files: files, Modules: modules, Load: load}
+	i := bootimage.Initramfs{Init: filepath.Join(bin, appliance.Init), Tree: bootimage.Tree{Files: files, Modules: modules, Load: load}}
 	b, _, err := i.Build()
 	if err != nil {
 		t.Fatal(err)

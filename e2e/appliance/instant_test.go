@@ -2,12 +2,9 @@ package appliance
 
 import (
 	"bytes"
-	"context"
-	"encoding/json"
 	"fmt"
 	"image"
 	"image/color"
-	"image/png"
 	"net"
 	"os"
 	"os/exec"
@@ -24,87 +21,68 @@ import (
 
 	"github.com/lodgehv/lodge/e2e/desk"
 	lodgeimage "github.com/lodgehv/lodge/e2e/image"
+	"github.com/lodgehv/lodge/e2e/laptop"
 	"github.com/lodgehv/lodge/e2e/webmail"
 )
 
-// Colours of the screen: the browser's first page, and the one that the test serves.
-var (
-	white = color.RGBA{255, 255, 255, 255}
-	green = color.RGBA{0xd0, 0xff, 0xd0, 255}
-)
+// green is the colour of the page that the test serves.
+var green = color.RGBA{0xd0, 0xff, 0xd0, 255}
 
-// lookLimit is how long something may take until it is on the screen: the guest's first boot, and the firmware before it.
-const lookLimit = 5 * time.Minute
-
-// stick is a notebook with nothing but a disk that lodge-image has made.
+// stick is a notebook with nothing but a disk that lodge-image has made, or the flash.
 type stick struct {
-	dir, disk, vars string
-	small           string // another, without room for the state
-	options         string // of the drive
-	lodgeImage      string
-	web, mail       net.Listener // servers of the network that it is connected to
-	served          *record      // what was asked of them
+	*laptop.Laptop
+	update    string       // the UKI of another release
+	web, mail net.Listener // servers of the network that it is connected to
+	served    *record      // what was asked of them
 }
 
-// newStick makes the disk, with the instant-on guest on it.
+// newStick makes what it starts from, with the instant-on guest and the main guest.
 func newStick(t *testing.T) *stick {
 	t.Helper()
 	b, err := lodgeimage.NewBuilder(t.Output())
 	check(t, err)
-	guest, err := b.Instant(t.Context())
-	check(t, err)
-	s := &stick{dir: t.TempDir(), served: &record{}}
+	s := &stick{served: &record{}}
 	for _, l := range []*net.Listener{&s.web, &s.mail} {
 		*l, err = net.Listen("tcp", "127.0.0.1:0")
 		check(t, err)
 		t.Cleanup(func() { (*l).Close() })
 	}
 	go webmail.Serve(s.web, s.mail, s.served) //nolint:errcheck // it ends with the listeners
-	guest = s.withAccount(t, guest)
-	bin := filepath.Join(s.dir, "bin")
-	check(t, os.Mkdir(bin, 0o755))
-	for _, p := range []string{"lodged", "lodge-vmm", "lodge-net", "lodge-seat", "lodge", "lodge-image"} {
-		path, _, err := b.GoProgram(t.Context(), "./cmd/"+p, "amd64")
-		check(t, err)
-		check(t, os.Symlink(path, filepath.Join(bin, p)))
-	}
-	s.lodgeImage = filepath.Join(bin, "lodge-image")
-	build := func(out, release string, args ...string) {
-		t.Helper()
-		t.Log(s.run(t, append([]string{"build", filepath.Join(s.dir, out), "--release=" + release, "--programs=" + bin, "--without=i915,amdgpu,nouveau",
-			"--cmdline=console=tty0 console=ttyS0 panic=-1"}, args...)...))
-	}
-	build("out", "1", "--guest="+guest, "--media=disk")
-	build("new", "2", "--media=uki")
-	out := filepath.Join(s.dir, "out")
-	s.disk, s.vars = filepath.Join(out, "lodge.img"), filepath.Join(s.dir, "vars")
-	s.small = filepath.Join(s.dir, "small")
-	if out, err := exec.CommandContext(t.Context(), "cp", "--reflink=auto", "--sparse=always", s.disk, s.small).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	const size = 8 << 30 // of the stick
-	check(t, os.Truncate(s.disk, size))
-	vars, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
+	s.Laptop, err = laptop.New(t.Context(), b, t.TempDir(), "", fmt.Sprintf("username@%s:%d", laptop.Host, port(s.mail)))
 	check(t, err)
-	check(t, os.WriteFile(s.vars, vars, 0o600))
-
+	said, err := s.Build(t.Context(), filepath.Join(s.Dir, "new"), "2", "--media=uki")
+	check(t, err)
+	t.Log(said)
+	s.update = filepath.Join(s.Dir, "new", "lodge.efi")
 	return s
 }
 
 // run runs lodge-image, and returns what it says.
 func (s *stick) run(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), s.lodgeImage, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("lodge-image %s: %v\n%s", args[0], err, out)
-	}
-	return string(out)
+	out, err := s.Run(t.Context(), args...)
+	check(t, err)
+	return out
+}
+
+// switchOn switches the notebook on. It starts from the disk.
+func (s *stick) switchOn(t *testing.T) *machine {
+	t.Helper()
+	m, err := s.FromDisk(t.Context())
+	return started(t, m, err)
+}
+
+// switchOnFlash switches on a notebook that has Lodge in its flash.
+func (s *stick) switchOnFlash(t *testing.T, disks ...string) *machine {
+	t.Helper()
+	m, err := s.FromFlash(t.Context(), disks...)
+	return started(t, m, err)
 }
 
 // slots wants the disk, which nobody uses, to have slots.
 func (s *stick) slots(t *testing.T, want string) {
 	t.Helper()
-	if got := s.run(t, "status", s.disk); got != want {
+	if got := s.run(t, "status", s.Disk); got != want {
 		t.Errorf("the slots are\n%swant\n%s", got, want)
 	}
 }
@@ -115,7 +93,7 @@ const templateDir = "/lib/guests/instant/template/"
 // state has debugfs do something with the state partition, while nobody uses the disk.
 func (s *stick) state(t *testing.T, command string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "/usr/sbin/debugfs", "-w", "-R", command, fmt.Sprintf("%s?offset=%d", s.disk, s.stateAt(t)))
+	cmd := exec.CommandContext(t.Context(), "/usr/sbin/debugfs", "-w", "-R", command, fmt.Sprintf("%s?offset=%d", s.Disk, s.stateAt(t)))
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("%s: %v", cmd, err)
@@ -126,7 +104,7 @@ func (s *stick) state(t *testing.T, command string) string {
 // stateAt returns where the state partition is on the disk, in bytes.
 func (s *stick) stateAt(t *testing.T) int64 {
 	t.Helper()
-	f, err := os.Open(s.disk)
+	f, err := os.Open(s.Disk)
 	check(t, err)
 	defer f.Close()
 	table, err := gpt.Read(file.New(f, true), 512, 512)
@@ -150,7 +128,7 @@ func (s *stick) damage(t *testing.T) {
 		if block == 0 {
 			continue // a hole
 		}
-		f, err := os.OpenFile(s.disk, os.O_RDWR, 0)
+		f, err := os.OpenFile(s.Disk, os.O_RDWR, 0)
 		check(t, err)
 		defer f.Close()
 		b := make([]byte, page)
@@ -164,40 +142,21 @@ func (s *stick) damage(t *testing.T) {
 	}
 }
 
-// fill leaves no room on the state.
+// fill leaves no room on the state but what the file system keeps for root: VMMs, which fill it, are others.
 func (s *stick) fill(t *testing.T) {
 	t.Helper()
-	free := regexp.MustCompile(`Free blocks:\s+(\d+)`).FindStringSubmatch(s.state(t, "stats -h"))
-	if free == nil {
-		t.Fatal("debugfs does not say how many blocks are free")
+	stats := s.state(t, "stats -h")
+	blocks := func(which string) int {
+		m := regexp.MustCompile(which + `:\s+(\d+)`).FindStringSubmatch(stats)
+		if m == nil {
+			t.Fatalf("debugfs does not say how many %s there are:\n%s", which, stats)
+		}
+		n, err := strconv.Atoi(m[1])
+		check(t, err)
+		return n
 	}
-	blocks, err := strconv.Atoi(free[1])
-	check(t, err)
 	s.state(t, "write /dev/null /lib/full")
-	s.state(t, fmt.Sprintf("fallocate /lib/full 0 %d", blocks))
-	t.Log(s.state(t, "stats -h"))
-}
-
-// host is this machine, for the notebook: QEMU's network calls it so.
-const host = "10.0.2.2"
-
-// withAccount returns a directory with the same guest, whose mail is on the test's server.
-func (s *stick) withAccount(t *testing.T, guest string) string {
-	t.Helper()
-	dir := filepath.Join(s.dir, "guest")
-	check(t, os.Mkdir(dir, 0o755))
-	files, err := os.ReadDir(guest)
-	check(t, err)
-	for _, f := range files {
-		check(t, os.Symlink(filepath.Join(guest, f.Name()), filepath.Join(dir, f.Name())))
-	}
-	name := filepath.Join(dir, "instant.toml")
-	text, err := os.ReadFile(name)
-	check(t, err)
-	changed := strings.Replace(string(text), `cmdline = "`, fmt.Sprintf(`cmdline = "instant.mail=username@%s:%d instant.mail-tls=no `, host, port(s.mail)), 1)
-	check(t, os.Remove(name))
-	check(t, os.WriteFile(name, []byte(changed), 0o644))
-	return dir
+	s.state(t, fmt.Sprintf("fallocate /lib/full 0 %d", blocks("Free blocks")-blocks("Reserved block count")))
 }
 
 func port(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
@@ -222,97 +181,6 @@ func (r *record) since(n int) string {
 	return r.text.String()[n:]
 }
 
-func check(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// power is the notebook switched on.
-type power struct {
-	*machine
-	desk.Hands
-	on    time.Time
-	shots string
-}
-
-// switchOn switches the notebook on.
-func (s *stick) switchOn(t *testing.T) *power {
-	t.Helper()
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0") // a port that is free
-	check(t, err)
-	port := udp.LocalAddr().(*net.UDPAddr).Port
-	check(t, udp.Close())
-	p := &power{on: time.Now(), shots: filepath.Join("../../out/instant")}
-	p.machine = start(t, "-m", "2048", "-smp", "1",
-		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd", "-drive", "if=pflash,format=raw,unit=1,file="+s.vars,
-		"-drive", "if=none,id=d,format=raw,file="+s.disk+s.options, "-device", "virtio-blk-pci,drive=d",
-		"-device", "virtio-vga,xres=1024,yres=768", "-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci",
-		"-netdev", fmt.Sprintf("user,id=n,hostfwd=udp:127.0.0.1:%d-:9", port), "-device", "virtio-net-pci,netdev=n")
-	p.Hands = desk.Hands{QMP: func(ctx context.Context, command string, args any) (json.RawMessage, error) {
-		return p.qmp.Do(ctx, command, args)
-	}}
-	ctx, cancel := context.WithCancel(t.Context())
-	t.Cleanup(cancel)
-	go keepAwake(ctx, port)
-	return p
-}
-
-// keepAwake sends the notebook a packet each second, to a port where nobody listens: see keepAwake of package notebook.
-func keepAwake(ctx context.Context, port int) {
-	c, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		return
-	}
-	defer c.Close()
-	for ctx.Err() == nil {
-		_, _ = c.Write([]byte("awake"))
-		time.Sleep(time.Second)
-	}
-}
-
-// shoot returns what is on the screen, which stays among the tests' pictures.
-func (p *power) shoot(name string) (image.Image, error) {
-	if err := os.MkdirAll(p.shots, 0o755); err != nil {
-		return nil, err
-	}
-	file, err := filepath.Abs(filepath.Join(p.shots, name+".png"))
-	if err != nil {
-		return nil, err
-	}
-	if _, err := p.qmp.Do(p.t.Context(), "screendump", map[string]any{"filename": file, "format": "png"}); err != nil {
-		return nil, err
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	return png.Decode(bytes.NewReader(b))
-}
-
-// sees waits until the screen is as ok wants it.
-func (p *power) sees(name, what string, ok func(img image.Image) bool) image.Image {
-	p.t.Helper()
-	for begin := time.Now(); ; time.Sleep(200 * time.Millisecond) {
-		img, err := p.shoot(name)
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		if ok(img) {
-			return img
-		}
-		if time.Since(begin) > lookLimit {
-			p.t.Fatalf("%s is not on the screen after %s: see %s.png", what, lookLimit, name)
-		}
-	}
-}
-
-// shows returns whether at least half of the screen has a colour.
-func shows(c color.RGBA) func(image.Image) bool {
-	return func(img image.Image) bool { return desk.Share(img, img.Bounds(), c) >= 0.4 }
-}
-
 // TestInstantOn switches a notebook on that has nothing but the disk which lodge-image makes: the first time its guest boots and is made
 // a template of, later it is there at once, also after an update of Lodge, and when the power was cut.
 func TestInstantOn(t *testing.T) {
@@ -325,76 +193,111 @@ func TestInstantOn(t *testing.T) {
 	var first, second time.Duration
 	step("first", func(t *testing.T) {
 		p := s.switchOn(t)
-		p.sees("on-first", "the browser", shows(white))
-		first = time.Since(p.on)
+		p.sees("on-first", "the browser", laptop.Shows(laptop.White))
+		first = time.Since(p.On)
 		p.await("state partition is made", "guests come along", "msg=connected link=", "a template was made of it")
 		p.button()
 	})
 	step("second", func(t *testing.T) { // of an update, which has come up when the manager and the seat have been there for a while
-		s.run(t, "update", s.disk, filepath.Join(s.dir, "new", "lodge.efi"))
+		s.run(t, "update", s.Disk, s.update)
 		p := s.switchOn(t)
-		before := p.sees("on-second", "the browser", shows(white))
-		second = time.Since(p.on)
+		before := p.sees("on-second", "the browser", laptop.Shows(laptop.White))
+		second = time.Since(p.On)
 		t.Logf("power to browser: %.1f s the first time, %.1f s now", first.Seconds(), second.Seconds())
 		if second > first*2/3 {
 			t.Errorf("it takes %s, as if it had booted: %s", second, first)
 		}
 		check(t, p.Press(t.Context(), "ctrl", "l"))
 		p.sees("on-key", "an answer to a key", func(img image.Image) bool { return !bytes.Equal(pixels(img), pixels(before)) })
-		check(t, p.Type(t.Context(), fmt.Sprintf("%s:%d/\n", host, port(s.web))))
-		p.sees("on-page", "the page", shows(green))
+		check(t, p.Type(t.Context(), fmt.Sprintf("%s:%d/\n", laptop.Host, port(s.web))))
+		p.sees("on-page", "the page", laptop.Shows(green))
 		if said := s.served.since(0); !strings.Contains(said, "GET / by NetSurf") {
 			t.Errorf("there is a page, and nobody has asked for one: %s", said)
 		}
 		check(t, p.Press(t.Context(), "ctrl", "alt", "esc"))
-		p.sees("on-console", "Lodge's console", func(img image.Image) bool { return !shows(green)(img) && !shows(white)(img) })
+		p.sees("on-console", "Lodge's console", func(img image.Image) bool { return !laptop.Shows(green)(img) && !laptop.Shows(laptop.White)(img) })
 		check(t, p.Press(t.Context(), "ctrl", "alt", "1"))
-		p.sees("on-back", "the page", shows(green))
+		p.sees("on-back", "the page", laptop.Shows(green))
 		s.readMail(p, true)
 		p.await("the slot that runs has come up")
 		time.Sleep(settle)
-		p.cut()
+		check(t, p.Cut())
 		if set := s.state(t, "cat "+templateDir+"working-set.json"); !strings.Contains(set, `"off":`) {
 			t.Errorf("what the guest uses first is not known for the next time: %.100q", set)
 		}
 		s.slots(t, "slot 2: has come up\nslot 1: has come up\n")
 	})
-	step("after a power cut", func(t *testing.T) {
-		p := s.switchOn(t)
-		p.sees("on-third", "the browser", shows(white))
-		t.Logf("power to browser: %.1f s", time.Since(p.on).Seconds())
+	step("after a power cut, from the flash", func(t *testing.T) {
+		p := s.switchOnFlash(t, s.Disk, s.Main)
+		p.sees("on-third", "the browser", laptop.Shows(laptop.White))
+		t.Logf("power to browser: %.1f s", time.Since(p.On).Seconds())
 		s.readMail(p, false)
 		p.await("guest is running")
+		// The main guest, which boots behind what is on screen.
+		keys := func(presses ...[]string) {
+			t.Helper()
+			for _, k := range presses {
+				check(t, p.Press(t.Context(), k...))
+				time.Sleep(time.Second)
+			}
+		}
+		keys([]string{"ctrl", "alt", "esc"}, []string{"down"}, []string{"s"}, []string{"ctrl", "alt", "1"})
+		begin := time.Now()
+		p.sees("on-ready", "that the main guest is ready, in the bar", laptop.TellsOfWork)
+		t.Logf("the main guest is ready after %.1f s", time.Since(begin).Seconds())
+		keys([]string{"ctrl", "alt", "2"})
+		p.sees("on-main", "the main guest", func(img image.Image) bool { return laptop.ShowsDesktop(laptop.Work)(img) && !laptop.TellsOfWork(img) })
 		p.button()
 	})
 	step("damaged template", func(t *testing.T) {
 		s.damage(t)
 		p := s.switchOn(t)
-		p.sees("on-damaged", "the browser", shows(white))
+		p.sees("on-damaged", "the browser", laptop.Shows(laptop.White))
 		p.await("its template is not what was written")
 		p.await("a template was made of it")
-		p.sees("on-mended", "the browser", shows(white))
+		p.sees("on-mended", "the browser", laptop.Shows(laptop.White))
 		p.button()
 	})
 	step("read-only", func(t *testing.T) {
-		s.options = ",readonly=on"
-		defer func() { s.options = "" }()
+		s.Options = ",readonly=on"
+		defer func() { s.Options = "" }()
 		p := s.switchOn(t)
-		p.await("something is wrong", "cannot be written to")
-		p.sees("on-read-only", "the browser", shows(white))
+		p.await("something is wrong", "cannot be written to", "c go on")
+		p.key("c")
+		p.sees("on-read-only", "the browser", laptop.Shows(laptop.White))
 		p.button()
 	})
 	step("full", func(t *testing.T) {
 		s.fill(t)
 		p := s.switchOn(t)
-		p.sees("on-full", "the browser", shows(white))
+		p.sees("on-full", "the browser", laptop.Shows(laptop.White))
 		p.button()
 	})
+	step("nothing but the flash", func(t *testing.T) {
+		p := s.switchOnFlash(t)
+		p.await("something is wrong", "no disk has the system", "p power off")
+		p.sees("on-no-disk", "the page that says what is wrong", func(img image.Image) bool { return dark(img, img.Bounds()) < img.Bounds().Dx()*img.Bounds().Dy() })
+		p.key("p")
+		check(t, p.Ends(t.Context()))
+	})
+	step("damaged system", func(t *testing.T) {
+		broken := filepath.Join(s.Dir, "broken")
+		b, err := os.ReadFile(filepath.Join(s.Image, "lodge.img"))
+		check(t, err)
+		magic := bytes.Index(b, []byte("hsqs")) // where squashfs begins
+		b[magic+0x100] ^= 1
+		check(t, os.WriteFile(broken, b, 0o600))
+		p := s.switchOnFlash(t, broken)
+		p.await("something is wrong", "it is damaged", "p power off")
+		p.key("p")
+		check(t, p.Ends(t.Context()))
+	})
 	step("missing", func(t *testing.T) {
-		s.disk = s.small
+		s.Disk = filepath.Join(s.Image, "lodge.img") // behind whose last partition nothing is free
 		p := s.switchOn(t)
-		p.await("something is wrong", "kept in RAM")
-		p.sees("on-missing", "the browser", shows(white))
+		p.await("something is wrong", "kept in RAM", "c go on")
+		p.key("c")
+		p.await("guest is running")
 		p.button()
 	})
 }
@@ -403,7 +306,7 @@ func TestInstantOn(t *testing.T) {
 const settle = 40 * time.Second
 
 // readMail opens the disk with what belongs to the user, which the first time is empty, and reads the mail.
-func (s *stick) readMail(p *power, first bool) {
+func (s *stick) readMail(p *machine, first bool) {
 	t, ctx := p.t, p.t.Context()
 	t.Helper()
 	said := len(s.served.since(0))
@@ -428,7 +331,7 @@ func (s *stick) readMail(p *power, first bool) {
 	t.Logf("the disk is open and the mail program is there after %.1f s", time.Since(begin).Seconds())
 	check(t, p.Type(ctx, "password\n"))
 	p.sees("on-mail", "the mail program", func(img image.Image) bool {
-		return desk.Share(img, image.Rect(280, 420, 980, 760), white) > 0.9 && strings.Contains(s.served.since(said), "UID FETCH")
+		return desk.Share(img, image.Rect(280, 420, 980, 760), laptop.White) > 0.9 && strings.Contains(s.served.since(said), "UID FETCH")
 	})
 	check(t, p.Click(ctx, 79, 264)) // INBOX
 	selected := image.Rect(300, 224, 1000, 236)
@@ -502,15 +405,4 @@ func pixels(img image.Image) []byte {
 		}
 	}
 	return b
-}
-
-// cut takes the power away.
-func (p *power) cut() {
-	p.t.Helper()
-	p.kill()
-	select {
-	case <-p.done:
-	case <-time.After(endLimit):
-		p.t.Fatal("QEMU does not end")
-	}
 }

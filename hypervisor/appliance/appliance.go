@@ -16,20 +16,22 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/lodgehv/lodge/hypervisor/bootimage/system"
 	"github.com/lodgehv/lodge/internal/uevent"
 )
 
 // Config says what runs in the machine.
 type Config struct {
 	Services []Service
-	// Definitions is the directory in the image with the definitions that a new state begins with; it need not be there.
+	// Definitions is the directory in the image or in the system with the definitions that a new state begins with; it need not be there.
 	Definitions string
-	// StopGuests stops all guests in order, and waits for them until ctx ends.
-	StopGuests func(ctx context.Context) error
+	// StopGuests is a program, with its arguments, that stops all guests in order, and waits for them until it gets SIGTERM.
+	StopGuests []string
 }
 
 // How long is waited for.
 const (
+	systemLimit  = 10 * time.Second // a disk, before there is taken to be none with the system
 	stateLimit   = 5 * time.Second  // a disk, before there is taken to be none with the state
 	problemLimit = 15 * time.Second // somebody at the emergency console, before it goes on without
 )
@@ -38,12 +40,14 @@ const (
 type machine struct {
 	cfg     Config
 	journal *journal
+	cmdline string // the kernel's
 	log     *slog.Logger
 	reaper  *reaper
 	ends    chan Ending
 	trouble chan error
 	late    context.Context // done when a shutdown has taken too long: the watchdog resets the machine
 	giveUp  context.CancelFunc
+	plugs   func() // ends the loading of modules for devices that come
 }
 
 // IsInit reports whether this process is the first one of a machine, as opposed to that of a container.
@@ -51,7 +55,7 @@ func IsInit(args []string) bool { return os.Getpid() == 1 && len(args) > 0 && ar
 
 // Run runs the machine until it is switched off or reboots. It returns only with an error of that itself.
 func Run(cfg Config) error {
-	m := &machine{cfg: cfg, journal: &journal{}, reaper: newReaper(), ends: make(chan Ending, 2), trouble: make(chan error, 8)}
+	m := &machine{cfg: cfg, journal: &journal{}, reaper: newReaper(), ends: make(chan Ending, 2), trouble: make(chan error, 8), plugs: func() {}}
 	m.log = slog.New(slog.NewTextHandler(m.journal, &slog.HandlerOptions{ReplaceAttr: withoutTime}))
 	m.late, m.giveUp = context.WithCancel(context.Background())
 	m.begin()
@@ -59,7 +63,10 @@ func Run(cfg Config) error {
 	defer sleep()
 	fed := make(chan struct{})
 	go func() { defer close(fed); m.watchdog(feeding) }()
-	ending, known := m.prepareState()
+	ending, known := m.prepareSystem()
+	if !known {
+		ending, known = m.prepareState()
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	var services sync.WaitGroup
 	if !known {
@@ -117,6 +124,9 @@ func (m *machine) begin() {
 		err = netlink.LinkSetUp(lo)
 		check("loopback", err)
 	}
+	if b, err := os.ReadFile("/proc/cmdline"); err == nil {
+		m.cmdline = string(b)
+	}
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
 	go func() { check("reaper", m.reaper.run(children)) }()
@@ -133,8 +143,34 @@ func (m *machine) begin() {
 		}
 	}()
 	go watchButtons(context.Background(), func() { m.end(PowerOff) })
-	check("kernel modules", m.loadModules())
+	names := alwaysLoad
+	if parameter(m.cmdline, system.Parameter) != "" { // which has those
+		names = systemModules
+	}
+	check("kernel modules", m.loadModules(names))
 	check("mounts", mountAll(lateMounts, unix.Mount))
+}
+
+// prepareSystem mounts the system, and begins anew with its modules. Without it there is nothing to run: somebody has to help.
+func (m *machine) prepareSystem() (ending Ending, known bool) {
+	for {
+		device, err := mountSystem(m.cmdline, time.Now().Add(systemLimit))
+		if err == nil && device != "" {
+			m.log.Info("system", "device", device)
+			err = m.loadModules(alwaysLoad)
+			err = errors.Join(err, mountAll(lateMounts, unix.Mount))
+		}
+		if err == nil {
+			return 0, false
+		}
+		m.log.Error("system", "err", err)
+		switch m.emergency(err) {
+		case ChooseReboot:
+			return Reboot, true
+		case ChoosePowerOff:
+			return PowerOff, true
+		}
+	}
 }
 
 // end asks for the end of all.
@@ -145,8 +181,11 @@ func (m *machine) end(e Ending) {
 	}
 }
 
-// loadModules loads modules for the devices that there are, and from then on for those that come.
-func (m *machine) loadModules() error {
+// loadModules loads modules by name and for the devices that there are, and from then on for those that come: from where modules are now.
+func (m *machine) loadModules(names []string) error {
+	m.plugs()
+	ctx, stop := context.WithCancel(context.Background())
+	m.plugs = stop
 	events, err := uevent.Listen() // before devices are looked at, so that none is missed
 	if err != nil {
 		return err
@@ -159,12 +198,12 @@ func (m *machine) loadModules() error {
 	if err := serveModprobe(); err != nil {
 		m.log.Warn("modules that the kernel asks for are not loaded", "err", err)
 	}
-	err = mods.coldplug("/sys")
-	for _, name := range alwaysLoad {
+	for _, name := range names {
 		mods.module(name)
 	}
+	err = mods.coldplug("/sys")
 	go func() {
-		if err := mods.hotplug(context.Background(), events); err != nil {
+		if err := mods.hotplug(ctx, events); err != nil {
 			m.log.Error("devices that come are not seen", "err", err)
 		}
 	}()
@@ -202,7 +241,7 @@ func (m *machine) prepareState() (ending Ending, known bool) {
 			problem = errors.Join(problem, err)
 		}
 		if err == nil {
-			err = seed(m.log, m.cfg.Definitions, filepath.Join(GuestsDir, GuestDefinitions))
+			err = seed(m.log, m.cfg.Definitions, filepath.Join(SystemDir, m.cfg.Definitions), filepath.Join(GuestsDir, GuestDefinitions))
 		}
 		if err == nil {
 			err = m.journal.keep(filepath.Join(logDir, "lodge.log"))
@@ -230,7 +269,7 @@ func (m *machine) prepareState() (ending Ending, known bool) {
 func (m *machine) mountState() (problem, err error) {
 	device, kind, err := awaitState(time.Now().Add(stateLimit))
 	if errors.Is(err, ErrNoState) {
-		if device, err = makeState(stateDevice(), m.mke2fs); err == nil {
+		if device, err = makeState(parameter(m.cmdline, "lodge.state"), m.mke2fs); err == nil {
 			kind = "ext4"
 			m.log.Info("state partition is made", "device", device)
 		}
@@ -244,15 +283,7 @@ func (m *machine) mountState() (problem, err error) {
 	return fmt.Errorf("the state is kept in RAM, and lost at the end: %w", err), ramState()
 }
 
-// stateDevice returns the DEVICE of lodge.state=DEVICE on the kernel's command line, or "".
-func stateDevice() string {
-	b, err := os.ReadFile("/proc/cmdline")
-	if err != nil {
-		return ""
-	}
-	return parameter(string(b), "lodge.state")
-}
-
+// parameter returns the value of a parameter of the kernel's, "" if it is not there.
 func parameter(cmdline, name string) (value string) {
 	for _, w := range strings.Fields(cmdline) {
 		if v, ok := strings.CutPrefix(w, name+"="); ok {
@@ -263,7 +294,7 @@ func parameter(cmdline, name string) (value string) {
 }
 
 func (m *machine) mke2fs(device string) error {
-	return m.reaper.runProgram(m.journal, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", StateLabel, device)
+	return m.reaper.runProgram(context.Background(), m.journal, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", StateLabel, device)
 }
 
 // emergency shows what is wrong on the kernel's console.
@@ -313,7 +344,7 @@ func (m *machine) shutdown(e Ending, stop func(), services *sync.WaitGroup) {
 				case <-ctx.Done():
 				}
 			}()
-			return m.cfg.StopGuests(ctx)
+			return m.reaper.runProgram(ctx, m.journal, m.cfg.StopGuests...)
 		}},
 		{"services", serviceLimit, func(context.Context) error { stop(); services.Wait(); return nil }},
 		{"processes", remainLimit + time.Second, killRest},

@@ -13,6 +13,14 @@ import (
 // alwaysLoad are modules that no device and no name makes the kernel ask for.
 var alwaysLoad = []string{"tun", "vhost_vsock", "evdev"}
 
+// EarlyModules returns the names of the kernel modules without which the disk with the system is not found, or somebody could not be told:
+// the initramfs has them.
+func EarlyModules() []string {
+	return append(slices.Clone(systemModules),
+		"nvme", "ahci", "sd_mod", "usb-storage", "uas", "xhci-pci", "ehci-pci", "sdhci-pci", "mmc_block", "virtio_blk", "virtio_pci", "virtio_scsi",
+		"usbhid", "hid-generic", "i8042", "atkbd", "button")
+}
+
 // Modules returns the names of the kernel modules that the image needs, beside those for what a particular machine has more of;
 // those that they depend on come along.
 func Modules() []string {
@@ -30,11 +38,14 @@ func Modules() []string {
 // Programs that are linked with libraries, by the Debian package that has them.
 var foreign = []struct{ path, deb string }{{"/usr/sbin/mke2fs", "e2fsprogs"}, {"/usr/bin/dbus-daemon", "dbus-daemon"}}
 
-// Files returns the files that the image needs beside the first program, which is lodged: from their path in the image to that on
+// Init is the name of the first program.
+const Init = "lodge-init"
+
+// Files returns the files that the machine needs beside the first program: from their path in the system to that on
 // this machine. bin is the directory with Lodge's programs.
 func Files(bin string) (map[string]string, error) {
 	files := make(map[string]string)
-	for _, p := range []string{"lodge-vmm", "lodge-net", "lodge-seat", "lodge"} {
+	for _, p := range []string{"lodged", "lodge-vmm", "lodge-net", "lodge-seat"} {
 		file := filepath.Join(bin, p)
 		if _, err := os.Stat(file); err != nil {
 			return nil, fmt.Errorf("%w: run make build", err)

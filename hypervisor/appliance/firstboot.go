@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/diskfs/go-diskfs/backend"
 	"github.com/diskfs/go-diskfs/backend/file"
@@ -109,15 +110,16 @@ func hasPartition(t *gpt.Table, name string, kind gpt.Type) bool {
 	return false
 }
 
-// addPartition makes a partition for the state of what is free behind the last one of a disk of size bytes, and returns its number
-// in the table. The other partitions stay as they are. A table that was written for a smaller disk, as an image that was copied to a
+// addPartition makes a partition for the state of what is free behind the last one of a disk of size bytes, and returns it.
+// The other partitions stay as they are. A table that was written for a smaller disk, as an image that was copied to a
 // USB stick, grows with it.
-func addPartition(f backend.Storage, size int64, sector int) (int, error) {
+func addPartition(f backend.Storage, size int64, sector int) (*gpt.Partition, error) {
 	t, err := gpt.Read(f, sector, sector)
 	if err != nil {
-		return 0, fmt.Errorf("partition table: %w", err)
+		return nil, fmt.Errorf("partition table: %w", err)
 	}
-	index, free := 0, uint64(partitionMargin/sector)
+	free := uint64(partitionMargin / sector)
+	var making *gpt.Partition
 	used := make(map[int]bool)
 	for _, p := range t.Partitions {
 		if p.Type == gpt.Unused {
@@ -127,33 +129,35 @@ func addPartition(f backend.Storage, size int64, sector int) (int, error) {
 		free = max(free, p.End+1)
 		switch p.Name {
 		case makingPartition:
-			index = p.Index
+			making = p
 		case statePartition:
-			return 0, fmt.Errorf("partition %d, %q, has no file system labelled %s: it is damaged; nothing is made over it", p.Index, p.Name, StateLabel)
+			return nil, fmt.Errorf("partition %d, %q, has no file system labelled %s: it is damaged; nothing is made over it", p.Index, p.Name, StateLabel)
 		}
 	}
-	if index != 0 {
-		return index, nil
+	if making != nil {
+		return making, nil
 	}
-	for index = 1; used[index]; index++ {
+	index := 1
+	for used[index] {
+		index++
 	}
 	w, err := f.Writable()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	align := uint64(partitionMargin / sector)
 	start := (free + align - 1) / align * align
 	end := (uint64(size)-partitionMargin)/uint64(partitionMargin)*align - 1 // the table's copy is behind it
 	if end < start || (end-start+1)*uint64(sector) < minState {
-		return 0, fmt.Errorf("the disk has no %d MiB behind its last partition: the state needs them", minState>>20)
+		return nil, fmt.Errorf("the disk has no %d MiB behind its last partition: the state needs them", minState>>20)
 	}
-	t.Partitions = append(t.Partitions, &gpt.Partition{Index: index, Start: start, End: end, Size: (end - start + 1) * uint64(sector),
-		Type: gpt.LinuxFilesystem, Name: makingPartition})
+	making = &gpt.Partition{Index: index, Start: start, End: end, Size: (end - start + 1) * uint64(sector), Type: gpt.LinuxFilesystem, Name: makingPartition}
+	t.Partitions = append(t.Partitions, making)
 	t.Resize(uint64(size))
 	if err := t.Write(w, size); err != nil {
-		return 0, fmt.Errorf("partition table: %w", err)
+		return nil, fmt.Errorf("partition table: %w", err)
 	}
-	return index, nil
+	return making, nil
 }
 
 // finishPartition gives the partition its name.
@@ -232,20 +236,18 @@ func makeState(named string, mke2fs func(device string) error) (string, error) {
 
 // partition adds the state partition to a disk, and returns its device.
 func partition(disk string, mke2fs func(device string) error) (string, error) {
-	sector, number := sectorSize(disk), 0
+	sector := sectorSize(disk)
+	var p *gpt.Partition
 	err := withDisk(disk, func(f *os.File, size int64) (err error) {
-		if number, err = addPartition(file.New(f, false), size, sector); err != nil {
+		if p, err = addPartition(file.New(f, false), size, sector); err != nil {
 			return err
 		}
-		if err := unix.IoctlSetInt(int(f.Fd()), unix.BLKRRPART, 0); err != nil {
-			return fmt.Errorf("reading the partition table anew: %w", err)
-		}
-		return nil
+		return tellKernel(f, p, sector)
 	})
 	if err != nil {
 		return "", err
 	}
-	device := partitionPath(disk, number)
+	device := partitionPath(disk, p.Index)
 	for until := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat(device); err == nil {
 			break
@@ -259,9 +261,19 @@ func partition(disk string, mke2fs func(device string) error) (string, error) {
 	return device, withDisk(disk, func(f *os.File, size int64) error { return finishPartition(file.New(f, false), size, sector) })
 }
 
-// withDisk opens a disk of which nothing is mounted. Meanwhile its partitions count as used: mke2fs would refuse.
+// tellKernel tells the kernel of a disk's new partition. It would not read the table anew: the ESP on it is in use, the system is there.
+func tellKernel(f *os.File, p *gpt.Partition, sector int) error {
+	part := unix.BlkpgPartition{Start: int64(p.Start) * int64(sector), Length: int64(p.End-p.Start+1) * int64(sector), Pno: int32(p.Index)} //nolint:gosec // within the disk
+	arg := unix.BlkpgIoctlArg{Op: unix.BLKPG_ADD_PARTITION, Datalen: int32(unsafe.Sizeof(part)), Data: (*byte)(unsafe.Pointer(&part))}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg))); errno != 0 && errno != unix.EBUSY { // it knows it
+		return fmt.Errorf("telling the kernel of partition %d: %w", p.Index, errno)
+	}
+	return nil
+}
+
+// withDisk opens a disk.
 func withDisk(disk string, do func(f *os.File, size int64) error) error {
-	f, err := os.OpenFile(disk, os.O_RDWR|unix.O_EXCL, 0)
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}

@@ -100,8 +100,8 @@ func TestPartition(t *testing.T) {
 	f := gptDisk(t, 66<<20, size, esp())
 	b := file.New(f, false)
 	for range 2 { // the second as after a power cut
-		if n, err := addPartition(b, size, 512); n != 2 || err != nil {
-			t.Fatalf("partition %d, %v", n, err)
+		if p, err := addPartition(b, size, 512); err != nil || p.Index != 2 {
+			t.Fatalf("partition %+v, %v", p, err)
 		}
 	}
 	if err := finishPartition(b, size, 512); err != nil {

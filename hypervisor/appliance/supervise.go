@@ -136,18 +136,19 @@ func ended(s unix.WaitStatus) error {
 	return fmt.Errorf("exit status %d", s.ExitStatus())
 }
 
-// runProgram runs a program to its end, and returns an error unless that was a success.
-func (r *reaper) runProgram(out io.Writer, args ...string) error {
+// runProgram runs a program to its end, and returns an error unless that was a success. When ctx is done it is asked to end.
+func (r *reaper) runProgram(ctx context.Context, out io.Writer, args ...string) error {
 	cmd := exec.Command(args[0], args[1:]...)
 	in, err := pipe(cmd, out, args[0])
 	if err != nil {
 		return err
 	}
-	_, end, err := r.start(cmd)
+	pid, end, err := r.start(cmd)
 	in.Close()
 	if err != nil {
 		return err
 	}
+	defer context.AfterFunc(ctx, func() { r.signal(pid, unix.SIGTERM) })()
 	if s := <-end; !s.Exited() || s.ExitStatus() != 0 {
 		return fmt.Errorf("%s: %w", args[0], ended(s))
 	}

@@ -44,10 +44,10 @@ func asTestInit() error {
 	r := newReaper()
 	go func() { _ = r.run(signals) }()
 	j := &journal{}
-	if err := r.runProgram(j, "/bin/sh", "-c", "sleep 0.2 & exit 0"); err != nil { // leaves an orphan
+	if err := r.runProgram(context.Background(), j, "/bin/sh", "-c", "sleep 0.2 & exit 0"); err != nil { // leaves an orphan
 		return err
 	}
-	if err := r.runProgram(j, "/bin/sh", "-c", "exit 3"); err == nil || !strings.Contains(err.Error(), "exit status 3") {
+	if err := r.runProgram(context.Background(), j, "/bin/sh", "-c", "exit 3"); err == nil || !strings.Contains(err.Error(), "exit status 3") {
 		return errors.Join(errors.New("the exit status is to be 3"), err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -7,6 +7,8 @@ import (
 
 	"github.com/diskfs/go-diskfs/filesystem/fat32"
 	"github.com/diskfs/go-diskfs/partition/gpt"
+
+	"github.com/lodgehv/lodge/hypervisor/bootimage/fat"
 )
 
 // Sizes of a disk image, bytes. The partition begins and ends where flash has a border between blocks, whatever it is.
@@ -18,11 +20,18 @@ const (
 	maxESP     = 4 << 30
 )
 
+// Disk is what a file system is on.
+type Disk = fat.Disk
+
+// fatSector is the size of the sectors of what is made here.
+const fatSector = fat.Sector
+
 // Content is what is on a disk of Lodge's.
 type Content struct {
-	ESP          int64 // its size, bytes
-	Manager, UKI []byte
-	Guests       *io.SectionReader // a file system with guests that come along, for a partition of its own; nil is none
+	ESP     int64 // its size, bytes
+	Manager []byte
+	Release
+	Guests *io.SectionReader // a file system with guests that come along, for a partition of its own; nil is none
 }
 
 // guests returns the size of their partition, bytes.
@@ -46,8 +55,9 @@ func WriteDisk(d Disk, size int64, c Content) error {
 	if size < c.Size() {
 		return fmt.Errorf("the disk has %d bytes, and needs %d", size, c.Size())
 	}
-	if need := 2*int64(len(c.UKI)) + int64(len(c.Manager)) + diskMargin; esp-esp/64 < need {
-		return fmt.Errorf("an ESP of %d bytes: two slots of %d bytes do not fit", esp, len(c.UKI))
+	slot := int64(len(c.UKI) + len(c.System))
+	if need := 2*slot + int64(len(c.Manager)) + diskMargin; esp-esp/64 < need {
+		return fmt.Errorf("an ESP of %d bytes: two slots of %d bytes do not fit", esp, slot)
 	}
 	s := &storage{Disk: d, size: size}
 	partition := func(index int, at, size int64, kind gpt.Type, name string) *gpt.Partition {
@@ -75,10 +85,10 @@ func WriteDisk(d Disk, size int64, c Content) error {
 	if err != nil {
 		return fmt.Errorf("ESP: %w", err)
 	}
-	if err := Install(e, c.Manager, c.UKI); err != nil {
+	if err := Install(e, c.Manager, c.Release); err != nil {
 		return fmt.Errorf("ESP: %w", err)
 	}
-	if err := finish(d, diskMargin, esp); err != nil {
+	if err := fat.Finish(d, diskMargin, esp); err != nil {
 		return fmt.Errorf("ESP: %w", err)
 	}
 	return d.Sync()
@@ -93,7 +103,7 @@ func format(s *storage, size int64) error {
 		if _, err = fat32.Create(s, size-n*fatSector, diskMargin, fatSector, "LODGE", true); err != nil {
 			return err
 		}
-		if _, err = readFAT(s, diskMargin, size); err == nil {
+		if _, err = fat.Read(s, diskMargin, size); err == nil {
 			return nil
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/diskfs/go-diskfs/backend"
 	"github.com/diskfs/go-diskfs/filesystem/fat32"
 	"github.com/diskfs/go-diskfs/partition/gpt"
+
+	"github.com/lodgehv/lodge/hypervisor/bootimage/fat"
 )
 
 // OpenESP returns the ESP that target is or has: a directory where one is mounted, a disk image or block device with a GPT, or
@@ -29,7 +31,14 @@ func OpenESP(target string) (ESP, error) {
 		}
 		return mounted{root}, nil
 	}
-	f, err := os.OpenFile(target, os.O_RDWR|os.O_EXCL, 0) // a block device that is in use, such as mounted, is busy
+	return openDisk(target, os.O_EXCL) // a block device that is in use, such as mounted, is busy
+}
+
+// OpenOwnESP returns the ESP of a partition that the caller itself uses: no file of a slot that was started may be changed but its name.
+func OpenOwnESP(partition string) (ESP, error) { return openDisk(partition, 0) }
+
+func openDisk(target string, flags int) (ESP, error) {
+	f, err := os.OpenFile(target, os.O_RDWR|flags, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +154,7 @@ func (e *fatESP) reload() error {
 	if err := e.disk.Sync(); err != nil {
 		return err
 	}
-	if err := mend(e.disk, e.start, e.size); err != nil {
+	if err := fat.Mend(e.disk, e.start, e.size); err != nil {
 		return err
 	}
 	var err error
@@ -194,40 +203,11 @@ func (e *fatESP) ReadFile(name string) ([]byte, error) {
 	if err := e.exists(name); err != nil {
 		return nil, err
 	}
-	f, err := readFAT(e.disk, e.start, e.size)
+	f, err := fat.Read(e.disk, e.start, e.size)
 	if err != nil {
 		return nil, err
 	}
-	return f.readFile(name)
-}
-
-// readFile returns a file's content.
-func (f *fat) readFile(name string) ([]byte, error) {
-	var b []byte
-	found := false
-	err := f.walk(func(path string, size int64, clusters []uint32) error {
-		if path != name {
-			return nil
-		}
-		found = true
-		if size > int64(len(clusters))*f.clusterSize {
-			return fmt.Errorf("%s: %d bytes in %d clusters: its writing was cut", name, size, len(clusters))
-		}
-		b = make([]byte, 0, int64(len(clusters))*f.clusterSize)
-		for _, c := range clusters {
-			at := len(b)
-			b = b[:at+int(f.clusterSize)]
-			if _, err := f.disk.ReadAt(b[at:], f.offset(c)); err != nil {
-				return err
-			}
-		}
-		b = b[:size]
-		return nil
-	})
-	if err == nil && !found {
-		err = fmt.Errorf("%s: %w", name, fs.ErrNotExist)
-	}
-	return b, err
+	return f.ReadFile(name)
 }
 
 // WriteFile implements ESP.

@@ -57,8 +57,11 @@ func testInitramfs(t *testing.T, dir string) *Initramfs {
 		t.Fatal(err)
 	}
 	return &Initramfs{
-		Init: filepath.Join(dir, "6.1.0-test/kernel/loop.ko"), Files: map[string]string{"bin/tool": "/bin/true", "etc/name": filepath.Join(dir, "6.1.0-test/kernel/ccp.ko")},
-		Modules: m, Load: []string{"kvm"}, FirmwareDir: filepath.Join(dir, "firmware"), Firmware: []string{"vendor/card.bin"},
+		Init: filepath.Join(dir, "6.1.0-test/kernel/loop.ko"),
+		Tree: Tree{
+			Files:   map[string]string{"bin/tool": "/bin/true", "etc/name": filepath.Join(dir, "6.1.0-test/kernel/ccp.ko")},
+			Modules: m, Load: []string{"kvm"}, FirmwareDir: filepath.Join(dir, "firmware"), Firmware: []string{"vendor/card.bin"},
+		},
 	}
 }
 

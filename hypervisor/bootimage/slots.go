@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf16"
+
+	"github.com/lodgehv/lodge/hypervisor/bootimage/system"
 )
 
 // ESP is an EFI system partition. Names are relative and have slashes. What a method has done is on the disk when it returns; a power
@@ -100,9 +102,117 @@ func Slots(esp ESP) ([]Slot, error) {
 	return slots, nil
 }
 
+// Release is what a slot has.
+type Release struct {
+	UKI    []byte
+	System []byte // that the UKI's command line names, with its hash tree; nil if it names none
+}
+
+// commandLine returns the kernel's parameters in a UKI.
+func commandLine(uki []byte) (string, error) {
+	h, err := parsePE(uki)
+	if err != nil {
+		return "", fmt.Errorf("UKI: %w", err)
+	}
+	for _, s := range h.sections {
+		if string(bytes.TrimRight(s.Name[:], "\x00")) == ".cmdline" {
+			b := uki[s.PointerToRawData:][:min(s.VirtualSize, s.SizeOfRawData)] // within the image: parsePE
+			return string(bytes.TrimRight(b, "\x00")), nil
+		}
+	}
+	return "", nil
+}
+
+// system returns the ID of the release's system, nil if it needs none. That it has another is an error.
+func (r *Release) system() (*system.ID, error) {
+	cmdline, err := commandLine(r.UKI)
+	if err != nil {
+		return nil, err
+	}
+	want, err := system.Of(cmdline)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("UKI: %w", err)
+	case want == nil:
+		return nil, nil
+	case r.System == nil:
+		return nil, errors.New("UKI: it needs a system image, and there is none: take that of the same build")
+	case int64(len(r.System)) != want.Size():
+		return nil, fmt.Errorf("system image: %d bytes, and the UKI's has %d: take that of the same build", len(r.System), want.Size())
+	}
+	if _, id := system.Seal(r.System[:want.Blocks*system.BlockSize]); id != *want {
+		return nil, errors.New("system image: it is not the UKI's, or damaged: take that of the same build")
+	}
+	return want, nil
+}
+
+// write writes a release under names that nobody looks for, and renames it when it is there: the system first.
+func (r *Release) write(esp ESP, s Slot) error {
+	id, err := r.system()
+	if err != nil {
+		return err
+	}
+	if id != nil {
+		old, err := esp.ReadFile(id.Path())
+		if err == nil && !bytes.Equal(old, r.System) {
+			if err := esp.Remove(id.Path()); err != nil {
+				return err
+			}
+		}
+		if err != nil || !bytes.Equal(old, r.System) {
+			if err := writeFile(esp, id.Path(), system.Unfinished, r.System); err != nil {
+				return err
+			}
+		}
+	}
+	return writeFile(esp, s.path(), unfinished, r.UKI)
+}
+
+// cleanSystems removes systems that no slot names, and what is left of one whose writing was cut.
+func cleanSystems(esp ESP) error {
+	names, err := esp.ReadDir(system.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	slots, err := Slots(esp)
+	if err != nil {
+		return err
+	}
+	var keep []string
+	for _, s := range slots {
+		uki, err := esp.ReadFile(s.path())
+		if err != nil {
+			return err
+		}
+		cmdline, err := commandLine(uki)
+		if err != nil {
+			return fmt.Errorf("slot %d: %w", s.Generation, err)
+		}
+		if id, err := system.Of(cmdline); err == nil && id != nil {
+			keep = append(keep, id.Path())
+		}
+	}
+	if err := removeUnfinished(esp, system.Unfinished, keep); err != nil {
+		return err
+	}
+	for _, n := range names {
+		p := path.Join(system.Dir, n)
+		if path.Ext(n) != ".img" || slices.Contains(keep, p) {
+			continue
+		}
+		if err := esp.Remove(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Install puts the boot manager and a first, good slot on an ESP. Another program in the place where firmware looks on a disk that
 // it does not know is not replaced: that is an error.
-func Install(esp ESP, manager, uki []byte) error {
+func Install(esp ESP, manager []byte, r Release) error {
 	if _, err := Slots(esp); err == nil {
 		return errors.New("a slot of Lodge is there: update it instead")
 	}
@@ -112,7 +222,7 @@ func Install(esp ESP, manager, uki []byte) error {
 		return err
 	}
 	// The boot manager last: without it the disk is as it was before.
-	if err := writeSlot(esp, Slot{Generation: 1, Good: true, name: "lodge-1.efi"}, uki); err != nil {
+	if err := r.write(esp, Slot{Generation: 1, Good: true, name: "lodge-1.efi"}); err != nil {
 		return err
 	}
 	if _, err := esp.ReadFile(loaderConf); errors.Is(err, fs.ErrNotExist) {
@@ -124,10 +234,13 @@ func Install(esp ESP, manager, uki []byte) error {
 	return esp.WriteFile(removable, manager)
 }
 
-// Update puts a UKI into the slot that is not needed to fall back to, to be tried first at the next starts, tries times at most.
-func Update(esp ESP, uki []byte, tries int) (Slot, error) {
+// Update puts a release into the slot that is not needed to fall back to, to be tried first at the next starts, tries times at most.
+func Update(esp ESP, r Release, tries int) (Slot, error) {
 	if tries < 1 || tries > 9 {
 		return Slot{}, fmt.Errorf("%d tries: 1 to 9", tries)
+	}
+	if _, err := r.system(); err != nil {
+		return Slot{}, err
 	}
 	slots, err := Slots(esp)
 	if err != nil {
@@ -145,43 +258,48 @@ func Update(esp ESP, uki []byte, tries int) (Slot, error) {
 			return Slot{}, err
 		}
 	}
+	var kept []string
+	for _, s := range slots {
+		if s.name == keep.name {
+			kept = append(kept, s.path())
+		}
+	}
+	if err := removeUnfinished(esp, unfinished, kept); err != nil {
+		return Slot{}, err
+	}
+	if err := cleanSystems(esp); err != nil {
+		return Slot{}, err
+	}
 	s := Slot{Generation: newest + 1, Left: tries, name: fmt.Sprintf("lodge-%d+%d.efi", newest+1, tries)}
-	return s, writeSlot(esp, s, uki)
+	return s, r.write(esp, s)
 }
 
-// writeSlot writes a slot under a name that nobody starts, and renames it when it is there.
-func writeSlot(esp ESP, s Slot, uki []byte) error {
-	if _, err := parsePE(uki); err != nil {
-		return fmt.Errorf("UKI: %w", err)
-	}
-	if err := removeUnfinished(esp); err != nil {
-		return err
-	}
-	if err := esp.WriteFile(unfinished, uki); err != nil {
+// writeFile writes a file under a name that nobody looks for, and renames it when it is there.
+func writeFile(esp ESP, name, unfinished string, data []byte) error {
+	if err := esp.WriteFile(unfinished, data); err != nil {
 		return errors.Join(err, esp.Remove(unfinished))
 	}
 	back, err := esp.ReadFile(unfinished)
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(back, uki) {
+	if !bytes.Equal(back, data) {
 		return fmt.Errorf("%s does not read as it was written: the disk fails", unfinished)
 	}
-	return esp.Rename(unfinished, s.path())
+	return esp.Rename(unfinished, name)
 }
 
 // removeUnfinished removes what an update has left that was cut. Where a file is renamed in two steps, the old and the new name can
-// both be there afterwards, of one and the same content: to remove that would free a slot's clusters.
-func removeUnfinished(esp ESP) error {
+// both be there afterwards, of one and the same content: to remove that would free the clusters of one of those that are kept.
+func removeUnfinished(esp ESP, unfinished string, kept []string) error {
 	left, err := esp.ReadFile(unfinished)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil {
-		slots, _ := Slots(esp) // none is none
-		for _, s := range slots {
-			if b, err := esp.ReadFile(s.path()); err == nil && len(b) > 0 && bytes.Equal(b, left) {
-				return fmt.Errorf("%s and %s may share their content: run fsck.fat -a on the ESP, then remove the former", unfinished, s.path())
+		for _, k := range kept {
+			if b, err := esp.ReadFile(k); err == nil && len(b) > 0 && bytes.Equal(b, left) {
+				return fmt.Errorf("%s and %s may share their content: run fsck.fat -a on the ESP, then remove the former", unfinished, k)
 			}
 		}
 	}

@@ -18,16 +18,23 @@ import (
 	"unicode/utf16"
 
 	"github.com/diskfs/go-diskfs/partition/gpt"
+
+	"github.com/lodgehv/lodge/hypervisor/bootimage/fat"
+	"github.com/lodgehv/lodge/hypervisor/bootimage/system"
 )
 
-// testUKI is a UKI as far as an ESP wants it: each number gives another.
-func testUKI(n int) []byte {
-	image, err := appendSections(loader(), section{".linux", bytes.Repeat(fmt.Appendf(nil, "%07d ", n), 2000+100*n)})
+// testRelease is a release as far as an ESP wants it: each number gives another UKI, and of two of them one has another system.
+func testRelease(n int) Release {
+	image, id := system.Seal(bytes.Repeat(fmt.Appendf(nil, "%07d ", n/2), 1000+500*(n/2)))
+	uki, err := appendSections(loader(), section{".linux", bytes.Repeat(fmt.Appendf(nil, "%07d ", n), 2000+100*n)},
+		section{".cmdline", []byte("quiet " + system.Parameter + "=" + id.String() + "\x00")})
 	if err != nil {
 		panic(err)
 	}
-	return image
+	return Release{uki, image}
 }
+
+func testUKI(n int) []byte { return testRelease(n).UKI }
 
 // memDisk is a disk in memory whose writes can be taken back. A sector is written whole or not at all.
 type memDisk struct {
@@ -104,7 +111,7 @@ const (
 // installed returns a disk with UKI 1 in its first slot, and its ESP.
 func installed(t testing.TB) (*memDisk, *fatESP) {
 	t.Helper()
-	c := Content{ESP: testESP, Manager: []byte("manager"), UKI: testUKI(1)}
+	c := Content{ESP: testESP, Manager: []byte("manager"), Release: testRelease(1)}
 	d := newMemDisk(testDisk)
 	if err := WriteDisk(d, d.size, c); err != nil {
 		t.Fatal(err)
@@ -128,7 +135,7 @@ func esps(t *testing.T) map[string]ESP {
 		t.Fatal(err)
 	}
 	dir := mounted{root}
-	if err := Install(dir, []byte("manager"), testUKI(1)); err != nil {
+	if err := Install(dir, []byte("manager"), testRelease(1)); err != nil {
 		t.Fatal(err)
 	}
 	_, fat := installed(t)
@@ -159,7 +166,7 @@ func TestSlots(t *testing.T) {
 			uki := 1
 			update := func() error {
 				uki++
-				_, err := Update(esp, testUKI(uki), DefaultTries)
+				_, err := Update(esp, testRelease(uki), DefaultTries)
 				return err
 			}
 			rollback := func() error { _, err := Rollback(esp); return err }
@@ -205,17 +212,26 @@ func TestSlots(t *testing.T) {
 				if b, err := esp.ReadFile(slotDir + "/" + file); err != nil || !bytes.Equal(b, testUKI(n)) {
 					t.Errorf("%s is not UKI %d (%v)", file, n, err)
 				}
+				if err := hasSystem(esp, testRelease(n)); err != nil {
+					t.Errorf("%s: %v", file, err)
+				}
 			}
 			if names, err := esp.ReadDir(slotDir); err != nil || len(slices.DeleteFunc(names, func(n string) bool { return n[0] == '.' })) != 2 {
 				t.Errorf("files %v (%v)", names, err)
+			}
+			if names, err := esp.ReadDir(system.Dir); err != nil || len(slices.DeleteFunc(names, func(n string) bool { return n[0] == '.' })) != 2 {
+				t.Errorf("systems %v (%v)", names, err)
 			}
 			for _, tt := range []struct {
 				err  error
 				want string
 			}{
-				{Install(esp, []byte("manager"), testUKI(1)), "update it instead"},
-				{second(Update(esp, []byte("nothing"), 3)), "not a PE image"},
-				{second(Update(esp, testUKI(1), 0)), "1 to 9"},
+				{Install(esp, []byte("manager"), testRelease(1)), "update it instead"},
+				{second(Update(esp, Release{UKI: []byte("nothing")}, 3)), "not a PE image"},
+				{second(Update(esp, testRelease(1), 0)), "1 to 9"},
+				{second(Update(esp, Release{UKI: testUKI(1)}, 1)), "it needs a system image"},
+				{second(Update(esp, Release{testUKI(1), testRelease(2).System}, 1)), "take that of the same build"},
+				{second(Update(esp, Release{testUKI(1), damaged(testRelease(1).System)}, 1)), "not the UKI's, or damaged"},
 			} {
 				if tt.err == nil || !strings.Contains(tt.err.Error(), tt.want) {
 					t.Errorf("%v, want %q", tt.err, tt.want)
@@ -223,6 +239,12 @@ func TestSlots(t *testing.T) {
 			}
 		})
 	}
+}
+
+func damaged(b []byte) []byte {
+	b = bytes.Clone(b)
+	b[len(b)/2] ^= 1
+	return b
 }
 
 func second[T any](_ T, err error) error { return err }
@@ -237,7 +259,7 @@ func TestInstallBesideOthers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := Install(esp, []byte("manager"), testUKI(1)); err == nil || !strings.Contains(err.Error(), "another system's") {
+		if err := Install(esp, []byte("manager"), testRelease(1)); err == nil || !strings.Contains(err.Error(), "another system's") {
 			t.Errorf("%s: %v", kind, err)
 		}
 		if names, err := esp.ReadDir(slotDir); !errors.Is(err, os.ErrNotExist) {
@@ -259,7 +281,7 @@ func TestSharedContent(t *testing.T) {
 		if err := esp.WriteFile(unfinished, testUKI(1)); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Update(esp, testUKI(2), DefaultTries)
+		_, err := Update(esp, testRelease(2), DefaultTries)
 		if err == nil || !strings.Contains(err.Error(), "fsck.fat") {
 			t.Errorf("%s: %v", kind, err)
 		}
@@ -307,18 +329,18 @@ func cut(base map[int64][]byte, log []write, random *rand.Rand) *memDisk {
 // starts returns the number of the UKI in each slot that firmware could start, in the boot manager's order. A slot that it prefers
 // but could not start is an error.
 func starts(d *memDisk) (numbers []int, err error) {
-	f, err := readFAT(d, diskMargin, testESP)
+	f, err := fat.Read(d, diskMargin, testESP)
 	if err != nil {
 		return nil, err
 	}
 	content := make(map[string][]byte)
-	err = f.walk(func(path string, size int64, clusters []uint32) error {
-		if path != unfinished {
-			g, err := readFAT(d, diskMargin, testESP)
+	err = f.Walk(func(path string, size int64, clusters []uint32) error {
+		if path != unfinished && path != system.Unfinished {
+			g, err := fat.Read(d, diskMargin, testESP)
 			if err != nil {
 				return err
 			}
-			if content[path], err = g.readFile(path); err != nil {
+			if content[path], err = g.ReadFile(path); err != nil {
 				return err
 			}
 		}
@@ -346,6 +368,9 @@ func starts(d *memDisk) (numbers []int, err error) {
 		if !bytes.Equal(content[s.path()], testUKI(n)) {
 			return nil, fmt.Errorf("%s is not UKI %d", s.name, n)
 		}
+		if err := hasSystem(inMemory(content), testRelease(n)); err != nil {
+			return nil, fmt.Errorf("%s: %w", s.name, err)
+		}
 		numbers = append(numbers, n)
 	}
 	return numbers, nil
@@ -362,11 +387,28 @@ func (m inMemory) ReadDir(dir string) (names []string, err error) {
 	}
 	return names, nil
 }
-func (inMemory) ReadFile(string) ([]byte, error) { return nil, errors.ErrUnsupported }
-func (inMemory) WriteFile(string, []byte) error  { return errors.ErrUnsupported }
-func (inMemory) Rename(string, string) error     { return errors.ErrUnsupported }
-func (inMemory) Remove(string) error             { return errors.ErrUnsupported }
-func (inMemory) Close() error                    { return nil }
+func (m inMemory) ReadFile(name string) ([]byte, error) {
+	if b, ok := m[name]; ok {
+		return b, nil
+	}
+	return nil, os.ErrNotExist
+}
+
+// hasSystem returns an error if the system of a release is not on an ESP.
+func hasSystem(esp ESP, r Release) error {
+	id, err := r.system()
+	if err != nil {
+		return err
+	}
+	if b, err := esp.ReadFile(id.Path()); err != nil || !bytes.Equal(b, r.System) {
+		return fmt.Errorf("%s is not its system (%v)", id.Path(), err)
+	}
+	return nil
+}
+func (inMemory) WriteFile(string, []byte) error { return errors.ErrUnsupported }
+func (inMemory) Rename(string, string) error    { return errors.ErrUnsupported }
+func (inMemory) Remove(string) error            { return errors.ErrUnsupported }
+func (inMemory) Close() error                   { return nil }
 
 // The power may fail at any write of an update, of a rollback, and of what follows: a slot that worked before starts. Then the
 // update is done again, and cut again, and at last it goes through.
@@ -382,7 +424,7 @@ func TestPowerCut(t *testing.T) {
 			d.log, d.record = nil, true
 			esp := reopen(t, d)
 			what := "update"
-			switch s, err := Update(esp, testUKI(uki), DefaultTries); {
+			switch s, err := Update(esp, testRelease(uki), DefaultTries); {
 			case err != nil:
 				t.Fatalf("life %d: update to %d: %v", life, uki, err)
 			case random.IntN(3) == 0:
@@ -416,7 +458,7 @@ func TestPowerCut(t *testing.T) {
 		}
 		// Undisturbed, it works; and nothing has been lost of the space.
 		esp := reopen(t, d)
-		if _, err := Update(esp, testUKI(uki+1), DefaultTries); err != nil {
+		if _, err := Update(esp, testRelease(uki+1), DefaultTries); err != nil {
 			t.Fatalf("life %d: the last update: %v", life, err)
 		}
 		if numbers, err := starts(d); err != nil || !slices.Equal(numbers, []int{uki + 1, good}) {
@@ -466,10 +508,10 @@ func (f *failing) Remove(name string) error {
 func TestPowerCutMounted(t *testing.T) {
 	for steps := 0; ; steps++ {
 		esp := esps(t)["mounted"]
-		if _, err := Update(esp, testUKI(2), DefaultTries); err != nil { // so that there is a slot to remove
+		if _, err := Update(esp, testRelease(2), DefaultTries); err != nil { // so that there is a slot to remove
 			t.Fatal(err)
 		}
-		_, err := Update(&failing{esp, steps}, testUKI(3), DefaultTries)
+		_, err := Update(&failing{esp, steps}, testRelease(3), DefaultTries)
 		if err != nil && !errors.Is(err, errPower) {
 			t.Fatalf("after %d steps: %v", steps, err)
 		}
@@ -478,8 +520,16 @@ func TestPowerCutMounted(t *testing.T) {
 			t.Fatalf("after %d steps: %v", steps, listed)
 		}
 		for _, s := range slots {
-			if b, err := esp.ReadFile(s.path()); err != nil || !bytes.Equal(b, testUKI(s.Generation)) && !bytes.Equal(b, testUKI(3)) {
+			n := s.Generation
+			b, err := esp.ReadFile(s.path())
+			if err == nil && bytes.Equal(b, testUKI(3)) {
+				n = 3
+			}
+			if err != nil || !bytes.Equal(b, testUKI(n)) {
 				t.Errorf("after %d steps: %s is not whole (%v)", steps, s.name, err)
+			}
+			if err := hasSystem(esp, testRelease(n)); err != nil {
+				t.Errorf("after %d steps: %s: %v", steps, s.name, err)
 			}
 		}
 		if !slices.ContainsFunc(slots, func(s Slot) bool { return s.Generation == 1 && s.Good }) {
@@ -491,7 +541,7 @@ func TestPowerCutMounted(t *testing.T) {
 			}
 			return
 		}
-		if _, err := Update(esp, testUKI(3), DefaultTries); err != nil {
+		if _, err := Update(esp, testRelease(3), DefaultTries); err != nil {
 			t.Errorf("after %d steps, once more: %v", steps, err)
 		}
 	}
@@ -528,16 +578,16 @@ func TestWriteDisk(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		size, esp int64
-		uki       []byte
+		release   Release
 		want      string
 	}{
-		{testDisk, 1 << 20, testUKI(1), "it needs whole MiB, from 64"},
-		{testDisk, testESP + 1, testUKI(1), "whole MiB"},
-		{testDisk - 1, testESP, testUKI(1), "the disk has"},
-		{testDisk, testESP, make([]byte, testESP/2), "two slots"},
-		{testDisk, testESP, []byte("no UKI"), "not a PE image"},
+		{testDisk, 1 << 20, testRelease(1), "it needs whole MiB, from 64"},
+		{testDisk, testESP + 1, testRelease(1), "whole MiB"},
+		{testDisk - 1, testESP, testRelease(1), "the disk has"},
+		{testDisk, testESP, Release{make([]byte, testESP/4), make([]byte, testESP/4)}, "two slots"},
+		{testDisk, testESP, Release{UKI: []byte("no UKI")}, "not a PE image"},
 	} {
-		c := Content{ESP: tt.esp, Manager: []byte("manager"), UKI: tt.uki}
+		c := Content{ESP: tt.esp, Manager: []byte("manager"), Release: tt.release}
 		if err := WriteDisk(newMemDisk(tt.size), tt.size, c); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%v, want %q", err, tt.want)
 		}
@@ -547,7 +597,7 @@ func TestWriteDisk(t *testing.T) {
 // Guests that come along have a partition behind the ESP.
 func TestWriteGuests(t *testing.T) {
 	guests := bytes.Repeat([]byte("guests"), 100_000)
-	c := Content{ESP: testESP, Manager: []byte("manager"), UKI: testUKI(1), Guests: io.NewSectionReader(bytes.NewReader(guests), 0, int64(len(guests)))}
+	c := Content{ESP: testESP, Manager: []byte("manager"), Release: testRelease(1), Guests: io.NewSectionReader(bytes.NewReader(guests), 0, int64(len(guests)))}
 	if got := c.Size(); got != testDisk+diskMargin {
 		t.Errorf("%d bytes", got)
 	}
@@ -620,10 +670,10 @@ func FuzzFAT(f *testing.F) {
 	// A small file system of what matters in a real one: boot sector, begin of the table, first clusters.
 	const size, reserved, perTable = 4 << 20, 32, 64
 	d, _ := installed(f)
-	real, err := readFAT(d, diskMargin, testESP)
+	real, err := fat.Read(d, diskMargin, testESP)
 	must(f, err)
 	boot, table, data := make([]byte, fatSector), make([]byte, fatSector), make([]byte, 8*fatSector)
-	for at, b := range map[int64][]byte{0: boot, real.table: table, real.data: data} {
+	for at, b := range map[int64][]byte{0: boot, real.Table: table, real.Data: data} {
 		_, err := d.ReadAt(b, diskMargin+at)
 		must(f, err)
 	}
@@ -636,23 +686,23 @@ func FuzzFAT(f *testing.F) {
 		}
 		return d
 	}
-	must(f, mend(disk(boot, table, data), 0, size))
+	must(f, fat.Mend(disk(boot, table, data), 0, size))
 	f.Add(boot, table, data)
 	for _, field := range []int{14, 44} { // a table in place of the boot sector; no root directory
 		bad := slices.Clone(boot)
 		clear(bad[field : field+2])
-		if mend(disk(bad, table, data), 0, size) == nil {
+		if fat.Mend(disk(bad, table, data), 0, size) == nil {
 			f.Errorf("a boot sector with 0 at %d is taken", field)
 		}
 		f.Add(bad, table, data)
 	}
 	f.Fuzz(func(t *testing.T, boot, table, data []byte) {
 		d := disk(boot, table, data)
-		if mend(d, 0, size) != nil {
+		if fat.Mend(d, 0, size) != nil {
 			return
 		}
 		d.log, d.record = nil, true
-		if err := mend(d, 0, size); err != nil || len(slices.DeleteFunc(d.log, func(w write) bool { return w.data == nil })) > 0 {
+		if err := fat.Mend(d, 0, size); err != nil || len(slices.DeleteFunc(d.log, func(w write) bool { return w.data == nil })) > 0 {
 			t.Errorf("what was mended needs it again (%v)", err)
 		}
 	})

@@ -39,7 +39,7 @@ echo "== said"
 run lodge completion bash | tail -n1
 run lodge version 2>/dev/null | head -n1
 run getent group lodge
-run sh -c 'for p in lodge lodged lodge-image lodge-net lodge-seat lodge-vmm; do $p --help >/dev/null && echo $p; done'
+run sh -c 'for p in lodge lodged lodge-image lodge-init lodge-net lodge-seat lodge-vmm; do $p --help >/dev/null && echo $p; done'
 run dpkg -V lodge
 run systemd-analyze verify lodged.service lodge-cells.service lodge-guests.service lodge-seat.service >&2
 rm -f "$root/run/systemd/systemd-units-load" # its own
@@ -105,7 +105,7 @@ func TestInstall(t *testing.T) {
 	}
 	version := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(file), "lodge_"), "_amd64.deb")
 	if said := strings.Join(changed["said"], "\n"); !strings.HasPrefix(said, "complete -o filenames -F _lodge lodge\nlodge  "+version+"\nlodge:x:") ||
-		!strings.HasSuffix(said, ":\nlodge\nlodged\nlodge-image\nlodge-net\nlodge-seat\nlodge-vmm") {
+		!strings.HasSuffix(said, ":\nlodge\nlodged\nlodge-image\nlodge-init\nlodge-net\nlodge-seat\nlodge-vmm") {
 		t.Errorf("the programs say:\n%s", said)
 	}
 	kept := []string{"./etc/lodge/guests/work.toml", "./var/lib/lodge/images/disk.raw", "./var/lib/lodge/versions/work/1.toml"}

@@ -32,7 +32,7 @@ var debian embed.FS
 const maintainer = "The Lodge authors <lodge@lodgehv.org>"
 
 // programs are what is installed in /usr/bin, with the sections of their manual pages.
-var programs = map[string]int{"lodge": 1, "lodged": 8, "lodge-image": 1, "lodge-net": 8, "lodge-seat": 1, "lodge-vmm": 1}
+var programs = map[string]int{"lodge": 1, "lodged": 8, "lodge-image": 1, "lodge-init": 8, "lodge-net": 8, "lodge-seat": 1, "lodge-vmm": 1}
 
 // documented are those that print their own manual pages and completion.
 var documented = []string{"lodge", "lodge-image", "lodge-vmm"}

@@ -1,0 +1,242 @@
+package laptop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"image"
+	"image/color"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/lodgehv/lodge/e2e/desk"
+	lodgeimage "github.com/lodgehv/lodge/e2e/image"
+)
+
+// White is the colour of the instant-on guest's screen: the browser's first page.
+var White = color.RGBA{255, 255, 255, 255}
+
+// Work is the main guest: a Debian with a desktop, on the notebook's second disk, that somebody starts from Lodge's console.
+var Work = desk.Desktop{Name: "work", Color: "blue", Slot: 2, Card: "virtio", Wallpaper: color.RGBA{0x20, 0x3a, 0x5c, 255}}
+
+// workText is its definition. It boots behind the instant-on guest, which has ten times its share of the processor.
+const workText = `name = "work"
+label = "the company's Debian"
+color = "blue"
+slot = 2
+memory = "384M"
+[boot]
+kernel = "/var/lib/lodge/work/vmlinux"
+initrd = "/var/lib/lodge/work/initrd"
+cmdline = "console=ttyS0 root=/dev/vda rw panic=-1 lodge.name=work lodge.color=203a5c"
+[ready]
+serial = "lodge-guest: terminal"
+timeout = "10m"
+[shares]
+cpu = 100
+[display]
+[[disk]]
+name = "root"
+path = "/dev/vdb"
+`
+
+// Shows returns whether at least four tenths of a picture have a colour.
+func Shows(c color.RGBA) func(image.Image) bool {
+	return func(img image.Image) bool { return desk.Share(img, img.Bounds(), c) >= 0.4 }
+}
+
+// ShowsDesktop returns whether the desktop of a guest is on a picture.
+func ShowsDesktop(k desk.Desktop) func(image.Image) bool {
+	return func(img image.Image) bool { return desk.Share(img, img.Bounds(), k.Wallpaper) >= 0.2 }
+}
+
+// TellsOfWork returns whether the bar tells that the main guest is ready, in that guest's colour, with another one on screen.
+func TellsOfWork(img image.Image) bool {
+	const blue, strip = 0x1e63c8, 5 // the bar's lower edge has the colour of the guest on screen
+	n := 0
+	for y := range desk.Bar - strip {
+		for x := range img.Bounds().Dx() {
+			r, g, b, _ := img.At(x, y).RGBA()
+			if r>>8<<16|g>>8<<8|b>>8 == blue {
+				n++
+			}
+		}
+	}
+	return n > 500
+}
+
+// Laptop is the notebook, switched off, with what it starts from.
+type Laptop struct {
+	Dir        string // of all that belongs to it
+	LodgeImage string // the program lodge-image
+	Bin        string // directory with Lodge's programs
+	Image      string // what lodge-image build has made: lodge.img, lodge.rom and others
+	Disk       string // the disk with Lodge
+	Options    string // of its drive
+	ROM        string // the flash with Lodge
+	Vars       string // the variables of firmware that starts from the disk
+	Main       string // the main guest's disk
+	Display    string // QEMU's -display; none if empty
+}
+
+// diskSize is the size of the disk with Lodge, bytes.
+const diskSize = 8 << 30
+
+// New builds the notebook's images in dir. Programs are those in bin, or built if it is empty. The account, USER@SERVER:PORT, is that of the
+// instant-on guest's mail, none if it is empty.
+func New(ctx context.Context, b *lodgeimage.Builder, dir, bin, account string) (*Laptop, error) {
+	l := &Laptop{Dir: dir, Bin: bin}
+	instant, err := b.Instant(ctx)
+	if err != nil {
+		return nil, err
+	}
+	desktop, err := b.Desktop(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l.Main = desktop.Disk
+	if l.Bin == "" {
+		l.Bin = filepath.Join(dir, "bin")
+		if err := os.MkdirAll(l.Bin, 0o755); err != nil {
+			return nil, err
+		}
+		for _, p := range []string{"lodge-init", "lodged", "lodge-vmm", "lodge-net", "lodge-seat", "lodge-image"} {
+			path, _, err := b.GoProgram(ctx, "./cmd/"+p, "amd64")
+			if err == nil {
+				err = os.Symlink(path, filepath.Join(l.Bin, p))
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	l.LodgeImage = filepath.Join(l.Bin, "lodge-image")
+	guests := []string{filepath.Join(dir, "instant"), filepath.Join(dir, "work")}
+	if err := withAccount(instant, guests[0], account); err != nil {
+		return nil, err
+	}
+	err = errors.Join(os.Mkdir(guests[1], 0o755), os.Symlink(desktop.Kernel.VMLinux, filepath.Join(guests[1], "vmlinux")),
+		os.Symlink(desktop.Initrd, filepath.Join(guests[1], "initrd")), os.WriteFile(filepath.Join(guests[1], "work.toml"), []byte(workText), 0o644))
+	if err != nil {
+		return nil, err
+	}
+	l.Image = filepath.Join(dir, "image")
+	if _, err := l.Build(ctx, l.Image, "1", "--guest="+guests[0], "--guest="+guests[1], "--media=disk,flash"); err != nil {
+		return nil, err
+	}
+	l.Disk, l.ROM, l.Vars = filepath.Join(dir, "disk"), filepath.Join(l.Image, "lodge.rom"), filepath.Join(dir, "vars")
+	for from, to := range map[string]string{filepath.Join(l.Image, "lodge.img"): l.Disk, "/usr/share/OVMF/OVMF_VARS_4M.fd": l.Vars} {
+		if out, err := exec.CommandContext(ctx, "cp", "--reflink=auto", "--sparse=always", from, to).CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("%w: %s", err, out)
+		}
+	}
+	return l, os.Truncate(l.Disk, diskSize)
+}
+
+// withAccount makes a directory with the same guest, whose mail is an account's.
+func withAccount(guest, dir, account string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	files, err := os.ReadDir(guest)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := os.Symlink(filepath.Join(guest, f.Name()), filepath.Join(dir, f.Name())); err != nil {
+			return err
+		}
+	}
+	if account == "" {
+		return nil
+	}
+	name := filepath.Join(dir, "instant.toml")
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	changed := strings.Replace(string(text), `cmdline = "`, fmt.Sprintf(`cmdline = "instant.mail=%s instant.mail-tls=no `, account), 1)
+	return errors.Join(os.Remove(name), os.WriteFile(name, []byte(changed), 0o644))
+}
+
+// Build has lodge-image build a release of Lodge, without drivers for cards that QEMU has not, which speaks on the serial console.
+func (l *Laptop) Build(ctx context.Context, out, release string, args ...string) (said string, err error) {
+	return l.Run(ctx, append([]string{"build", out, "--release=" + release, "--programs=" + l.Bin, "--without=i915,amdgpu,nouveau",
+		"--cmdline=console=tty0 console=ttyS0 panic=-1"}, args...)...)
+}
+
+// Run runs lodge-image, and returns what it says.
+func (l *Laptop) Run(ctx context.Context, args ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, l.LodgeImage, args...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("lodge-image %s: %w\n%s", args[0], err, out)
+	}
+	return string(out), nil
+}
+
+// FromDisk switches the notebook on; its firmware starts Lodge from the disk.
+func (l *Laptop) FromDisk(ctx context.Context) (*Machine, error) {
+	return l.powered(ctx, "-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+		"-drive", "if=pflash,format=raw,unit=1,file="+l.Vars, "-drive", "if=none,id=d,format=raw,file="+l.Disk+l.Options, "-device", "virtio-blk-pci,drive=d")
+}
+
+// FromFlash switches on a notebook with Lodge in its flash. Disks are that with Lodge, and that of the main guest, which is not changed; or
+// less.
+func (l *Laptop) FromFlash(ctx context.Context, disks ...string) (*Machine, error) {
+	parts := []string{"-drive", "if=pflash,format=raw,unit=0,snapshot=on,file=" + l.ROM}
+	for i, d := range disks {
+		options := ""
+		if d == l.Main {
+			options = ",snapshot=on"
+		}
+		parts = append(parts, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s%s", i, d, options), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d", i))
+	}
+	return l.powered(ctx, parts...)
+}
+
+func (l *Laptop) powered(ctx context.Context, parts ...string) (*Machine, error) {
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0") // a port that is free
+	if err != nil {
+		return nil, err
+	}
+	port := udp.LocalAddr().(*net.UDPAddr).Port
+	if err := udp.Close(); err != nil {
+		return nil, err
+	}
+	display := l.Display
+	if display == "" {
+		display = "none"
+	}
+	m, err := Start(ctx, append(parts, "-m", "2048", "-smp", "1", "-display", display,
+		"-device", "virtio-vga,xres=1024,yres=768", "-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci",
+		"-netdev", fmt.Sprintf("user,id=n,hostfwd=udp:127.0.0.1:%d-:9", port), "-device", "virtio-net-pci,netdev=n")...)
+	if err != nil {
+		return nil, err
+	}
+	go keepAwake(m.done, port)
+	return m, nil
+}
+
+// Host is this machine, for the notebook: QEMU's network calls it so.
+const Host = "10.0.2.2"
+
+// keepAwake sends the notebook a packet each second, to a port where nobody listens: see keepAwake of package notebook.
+func keepAwake(done <-chan struct{}, port int) {
+	c, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(time.Second):
+			_, _ = c.Write([]byte("awake"))
+		}
+	}
+}
