@@ -4,7 +4,7 @@ GO       ?= go
 FUZZTIME ?= 10s
 ONLY     ?=
 
-.PHONY: help deps build test deb run consoles bench lint fuzz clean
+.PHONY: help deps build test deb run desktops consoles bench lint fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +22,11 @@ test: deps build bin/testrun ## run all tests, and each fuzz target for FUZZTIME
 deb: deps ## build the Debian package into out/
 	@$(GO) run ./packaging/deb
 
-run: deps build ## start a simulated notebook with two desktops and the seat: in a window, or as a tour with screenshots
+run: deps build ## switch a simulated notebook on that has Lodge in its flash: in a window, or as a tour with screenshots
 	@$(GO) build -o bin/ ./e2e/cmd/e2e-run && bin/e2e-run
+
+desktops: deps build ## start two desktops side by side in a simulated notebook: in a window, or as a tour with screenshots
+	@$(GO) build -o bin/ ./e2e/cmd/e2e-run && bin/e2e-run -desktops
 
 consoles: deps build ## start two guests, 64-bit and 32-bit, and type into their serial consoles
 	@$(GO) build -o bin/ ./e2e/cmd/e2e-run && bin/e2e-run -consoles

@@ -7,7 +7,6 @@ import (
 	"image/color"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -15,9 +14,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/diskfs/go-diskfs/backend/file"
-	"github.com/diskfs/go-diskfs/partition/gpt"
 
 	"github.com/lodgehv/lodge/e2e/desk"
 	lodgeimage "github.com/lodgehv/lodge/e2e/image"
@@ -87,35 +83,12 @@ func (s *stick) slots(t *testing.T, want string) {
 	}
 }
 
-// templateDir is where the state has the guest's template.
-const templateDir = "/lib/guests/instant/template/"
-
-// state has debugfs do something with the state partition, while nobody uses the disk.
+// state has debugfs do something with the state partition.
 func (s *stick) state(t *testing.T, command string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "/usr/sbin/debugfs", "-w", "-R", command, fmt.Sprintf("%s?offset=%d", s.Disk, s.stateAt(t)))
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%s: %v", cmd, err)
-	}
-	return string(out)
-}
-
-// stateAt returns where the state partition is on the disk, in bytes.
-func (s *stick) stateAt(t *testing.T) int64 {
-	t.Helper()
-	f, err := os.Open(s.Disk)
+	out, err := s.State(t.Context(), command)
 	check(t, err)
-	defer f.Close()
-	table, err := gpt.Read(file.New(f, true), 512, 512)
-	check(t, err)
-	for _, p := range table.Partitions {
-		if p.Name == "Lodge state" {
-			return int64(p.Start) * 512
-		}
-	}
-	t.Fatalf("the disk has no state: %v", table.Partitions)
-	return 0
+	return out
 }
 
 // damage changes a page of the template's memory.
@@ -123,7 +96,7 @@ func (s *stick) damage(t *testing.T) {
 	t.Helper()
 	const page = 4096 // a block of the state, too
 	for at := 96 << 20 / page; ; at++ {
-		block, err := strconv.ParseInt(strings.TrimSpace(s.state(t, fmt.Sprintf("bmap %smemory/ram %d", templateDir, at))), 10, 64)
+		block, err := strconv.ParseInt(strings.TrimSpace(s.state(t, fmt.Sprintf("bmap %smemory/ram %d", laptop.TemplateDir, at))), 10, 64)
 		check(t, err)
 		if block == 0 {
 			continue // a hole
@@ -132,7 +105,9 @@ func (s *stick) damage(t *testing.T) {
 		check(t, err)
 		defer f.Close()
 		b := make([]byte, page)
-		where := s.stateAt(t) + block*page
+		begin, err := s.StateAt()
+		check(t, err)
+		where := begin + block*page
 		_, err = f.ReadAt(b, where)
 		check(t, err)
 		b[page/2] ^= 0x10
@@ -222,7 +197,7 @@ func TestInstantOn(t *testing.T) {
 		p.await("the slot that runs has come up")
 		time.Sleep(settle)
 		check(t, p.Cut())
-		if set := s.state(t, "cat "+templateDir+"working-set.json"); !strings.Contains(set, `"off":`) {
+		if set := s.state(t, "cat "+laptop.TemplateDir+"working-set.json"); !strings.Contains(set, `"off":`) {
 			t.Errorf("what the guest uses first is not known for the next time: %.100q", set)
 		}
 		s.slots(t, "slot 2: has come up\nslot 1: has come up\n")

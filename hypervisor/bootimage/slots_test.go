@@ -401,7 +401,7 @@ func hasSystem(esp ESP, r Release) error {
 		return err
 	}
 	if b, err := esp.ReadFile(id.Path()); err != nil || !bytes.Equal(b, r.System) {
-		return fmt.Errorf("%s is not its system (%v)", id.Path(), err)
+		return fmt.Errorf("%s is not its system (%w)", id.Path(), err)
 	}
 	return nil
 }

@@ -1,5 +1,7 @@
-// Command e2e-run is `make run`: it starts the simulated notebook with two Debian desktops that lodged runs, and the seat on
-// its screen, and shows both, in a window or by a tour.
+// Command e2e-run is `make run`: it switches a simulated notebook on that has nothing but Lodge, in its flash and on its disk, and shows it, in a
+// window or by a tour.
+//
+// With -desktops it is `make desktops`: the simulated notebook has a Debian, two Debian desktops that lodged runs, and the seat on its screen.
 //
 // With -consoles it is `make consoles`: two Debian guests side by side, whose serial consoles the user types into. Where KVM
 // runs Linux guests directly it does so on this machine, elsewhere in the simulated notebook.
@@ -29,19 +31,23 @@ import (
 
 func main() {
 	bin := flag.String("bin", "bin", "the `directory` of Lodge's programs")
+	desktops := flag.Bool("desktops", false, "a notebook with two desktops")
 	consoles := flag.Bool("consoles", false, "serial consoles in place of desktops")
 	where := flag.String("where", "auto", "with -consoles: auto, notebook or here: where the guests run")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: e2e-run [flags]\n\nStarts the simulated notebook with two desktops and the seat on its screen.\n\nflags:")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: e2e-run [flags]\n\nSwitches a simulated notebook on that has Lodge in its flash.\n\nflags:")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	var err error
-	if *consoles {
+	switch {
+	case *consoles:
 		err = run(ctx, filepath.Join(*bin, "lodge-vmm"), *where)
-	} else {
+	case *desktops:
 		err = showSeat(ctx, *bin)
+	default:
+		err = fromFlash(ctx, *bin)
 	}
 	stop()
 	if err != nil {

@@ -1,0 +1,50 @@
+package laptop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"github.com/diskfs/go-diskfs/backend/file"
+	"github.com/diskfs/go-diskfs/partition/gpt"
+
+	"github.com/lodgehv/lodge/hypervisor/bootimage/fat"
+)
+
+// TemplateDir is where the state has the instant-on guest's template.
+const TemplateDir = "/lib/guests/instant/template/"
+
+// State has debugfs(8) do something with the state partition, while the notebook is off, and returns what it says.
+func (l *Laptop) State(ctx context.Context, command string) (string, error) {
+	at, err := l.StateAt()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, "/usr/sbin/debugfs", "-w", "-R", command, fmt.Sprintf("%s?offset=%d", l.Disk, at))
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("debugfs %s: %w", command, err)
+	}
+	return string(out), nil
+}
+
+// StateAt returns where the state partition is on the disk, in bytes.
+func (l *Laptop) StateAt() (int64, error) {
+	f, err := os.Open(l.Disk)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	table, err := gpt.Read(file.New(f, true), fat.Sector, fat.Sector)
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range table.Partitions {
+		if p.Name == "Lodge state" {
+			return int64(p.Start) * fat.Sector, nil
+		}
+	}
+	return 0, errors.New("the disk has no state: the notebook was never switched on")
+}
