@@ -13,8 +13,8 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/bootimage"
 )
 
-// proving is how long the manager and the seat have to be there.
-const proving = 20 * time.Second
+// proving is how long the manager and the seat have to be there, from when this process begins.
+const proving = 15 * time.Second
 
 // sayCameUp waits until the machine has come up and says so on its ESP. Whatever keeps it from that is logged: the slot has fewer tries then.
 func sayCameUp(ctx context.Context) error {

@@ -56,10 +56,14 @@ func ShowsDesktop(k desk.Desktop) func(image.Image) bool {
 
 // TellsOfWork returns whether the bar tells that the main guest is ready, in that guest's colour, with another one on screen.
 func TellsOfWork(img image.Image) bool {
-	const blue, strip = 0x1e63c8, 5 // the bar's lower edge has the colour of the guest on screen
+	const (
+		blue  = 0x1e63c8
+		strip = 5   // rows at the bar's lower edge, which have the colour of the guest on screen
+		field = 110 // columns at its left, as the field with that guest's name
+	)
 	n := 0
 	for y := range desk.Bar - strip {
-		for x := range img.Bounds().Dx() {
+		for x := field; x < img.Bounds().Dx(); x++ {
 			r, g, b, _ := img.At(x, y).RGBA()
 			if r>>8<<16|g>>8<<8|b>>8 == blue {
 				n++

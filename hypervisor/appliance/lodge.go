@@ -56,9 +56,9 @@ func Lodge() Config {
 			{Name: "bus", Args: []string{"/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--config-file=" + busConfig}, Before: writeBusConfig},
 			{Name: "lodged", Args: []string{lodged, "--config-dir=" + ConfigDir, "--state-dir=" + LibDir, "--run-dir=" + RunDir, "--bus=" + BusAddress,
 				"--seat=" + SeatControl}, Before: awaitBus},
-			{Name: "uplink", Args: []string{lodged, RoleUplink}, Before: prepareUplink, Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}},
+			{Name: "uplink", Args: []string{lodged, RoleUplink}, Before: prepareUplink, Nice: 10, Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}},
 			{Name: "lodge-seat", Args: []string{lodged, RoleSeat}},
-			{Name: "came-up", Args: []string{lodged, RoleCameUp}, Once: true},
+			{Name: "came-up", Args: []string{lodged, RoleCameUp}, Before: letOthersBegin, Once: true},
 		},
 		Definitions: "/etc/lodge",
 		StopGuests:  []string{lodged, RoleStopGuests},
@@ -88,6 +88,19 @@ func awaitBus(ctx context.Context) error {
 			return fmt.Errorf("%s: there is no bus: %w", busSocket, ctx.Err())
 		case <-time.After(50 * time.Millisecond):
 		}
+	}
+}
+
+// beginning is how long what is not urgent waits, until guests are there.
+const beginning = 10 * time.Second
+
+// letOthersBegin waits for that.
+func letOthersBegin(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(beginning):
+		return nil
 	}
 }
 

@@ -20,6 +20,8 @@ type Service struct {
 	Before func(ctx context.Context) error
 	// Caps are the only capabilities that it has, as the user [Nobody]; nil is all of them, as root.
 	Caps []uintptr
+	// Nice is how far behind others it stands at the processor, setpriority(2).
+	Nice int
 	// Once says that it is not started again when it has ended with success.
 	Once bool
 }
@@ -104,6 +106,9 @@ func (v *supervisor) once(ctx context.Context, s Service) error {
 	in.Close()
 	if err != nil {
 		return err
+	}
+	if s.Nice != 0 {
+		_ = unix.Setpriority(unix.PRIO_PROCESS, pid, s.Nice) // it may have ended
 	}
 	v.log.Info("service started", "service", s.Name, "pid", pid)
 	select {
