@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"unicode/utf16"
 
@@ -25,14 +26,21 @@ import (
 
 // testRelease is a release as far as an ESP wants it: each number gives another UKI, and of two of them one has another system.
 func testRelease(n int) Release {
+	if r, ok := testReleases.Load(n); ok {
+		return r.(Release)
+	}
 	image, id := system.Seal(bytes.Repeat(fmt.Appendf(nil, "%07d ", n/2), 1000+500*(n/2)))
 	uki, err := appendSections(loader(), section{".linux", bytes.Repeat(fmt.Appendf(nil, "%07d ", n), 2000+100*n)},
 		section{".cmdline", []byte("quiet " + system.Parameter + "=" + id.String() + "\x00")})
 	if err != nil {
 		panic(err)
 	}
-	return Release{uki, image}
+	r := Release{uki, image}
+	testReleases.Store(n, r)
+	return r
 }
+
+var testReleases sync.Map // by number, for it takes a while to make one
 
 func testUKI(n int) []byte { return testRelease(n).UKI }
 
