@@ -182,27 +182,32 @@ func (l *Laptop) Run(ctx context.Context, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// FromDisk switches the notebook on; its firmware starts Lodge from the disk.
-func (l *Laptop) FromDisk(ctx context.Context) (*Machine, error) {
-	return l.powered(ctx, "-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-		"-drive", "if=pflash,format=raw,unit=1,file="+l.Vars, "-drive", "if=none,id=d,format=raw,file="+l.Disk+l.Options, "-device", "virtio-blk-pci,drive=d")
+// FromDisk switches the notebook on; its firmware starts Lodge from the disk. There may be other disks, as that of the main guest.
+func (l *Laptop) FromDisk(ctx context.Context, others ...string) (*Machine, error) {
+	return l.powered(ctx, append([]string{l.Disk}, others...), "-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+		"-drive", "if=pflash,format=raw,unit=1,file="+l.Vars)
 }
 
-// FromFlash switches on a notebook with Lodge in its flash. Disks are that with Lodge, and that of the main guest, which is not changed; or
-// less.
+// FromFlash switches on a notebook with Lodge in its flash. Disks are that with Lodge, and that of the main guest; or less.
 func (l *Laptop) FromFlash(ctx context.Context, disks ...string) (*Machine, error) {
-	parts := []string{"-drive", "if=pflash,format=raw,unit=0,snapshot=on,file=" + l.ROM}
+	return l.powered(ctx, disks, "-drive", "if=pflash,format=raw,unit=0,snapshot=on,file="+l.ROM)
+}
+
+// powered switches on a notebook with disks and other parts. The main guest's disk is not changed.
+func (l *Laptop) powered(ctx context.Context, disks []string, parts ...string) (*Machine, error) {
 	for i, d := range disks {
-		options := ""
-		if d == l.Main {
+		options, place := "", ""
+		if i > 0 {
+			place = fmt.Sprintf(",addr=%#x", 0x10+i) // the others stay where they were: OVMF would not find its way to the disk
+		}
+		switch d {
+		case l.Disk:
+			options = l.Options
+		case l.Main:
 			options = ",snapshot=on"
 		}
-		parts = append(parts, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s%s", i, d, options), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d", i))
+		parts = append(parts, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s%s", i, d, options), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d%s", i, place))
 	}
-	return l.powered(ctx, parts...)
-}
-
-func (l *Laptop) powered(ctx context.Context, parts ...string) (*Machine, error) {
 	udp, err := net.ListenPacket("udp", "127.0.0.1:0") // a port that is free
 	if err != nil {
 		return nil, err
