@@ -1,11 +1,13 @@
 package laptop
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/partition/gpt"
@@ -23,7 +25,13 @@ func (l *Laptop) State(ctx context.Context, command string) (string, error) {
 		return "", err
 	}
 	cmd := exec.CommandContext(ctx, "/usr/sbin/debugfs", "-w", "-R", command, fmt.Sprintf("%s?offset=%d", l.Disk, at))
+	var said bytes.Buffer
+	cmd.Stderr = &said
 	out, err := cmd.Output()
+	_, fault, _ := strings.Cut(said.String(), "\n") // the first line is its version; what goes wrong is no bad exit status
+	if err == nil && fault != "" {
+		err = errors.New(strings.TrimSpace(fault))
+	}
 	if err != nil {
 		return "", fmt.Errorf("debugfs %s: %w", command, err)
 	}
