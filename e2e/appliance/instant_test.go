@@ -266,7 +266,9 @@ func (s *stick) mainGuest(p *machine) {
 		}
 	}
 	keys([]string{"ctrl", "alt", "esc"})
-	p.sees("on-console", "Lodge's console", func(img image.Image) bool { return desk.Share(img, image.Rect(0, desk.Bar, desk.Width, desk.Height), laptop.White) < 0.05 })
+	p.sees("on-console", "Lodge's console", func(img image.Image) bool {
+		return desk.Share(img, image.Rect(0, desk.Bar, desk.Width, desk.Height), laptop.White) < 0.05
+	})
 	keys([]string{"down"}, []string{"s"}, []string{"ctrl", "alt", "1"})
 	begin := time.Now()
 	p.sees("on-back", "the mail program", func(img image.Image) bool { return bytes.Equal(pixels(img), pixels(mail)) })
