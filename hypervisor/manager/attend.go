@@ -312,7 +312,7 @@ func (g *guest) ended(p *process, how string) {
 		}
 		f.Restart = policy != store.Never
 		note := g.note
-		if g.rec.Template { // it may be the template's fault
+		if g.rec.Template && g.state != life.Stopping { // it may be the template's fault. One that was to end has no room to say how, perhaps
 			g.dropTemplate()
 			f.Afresh = g.state == life.Starting
 		}

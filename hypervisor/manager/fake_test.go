@@ -73,6 +73,9 @@ func (f *fakeVMM) set(state, reason string) {
 
 func (f *fakeVMM) end(reason, detail string) {
 	b, err := json.Marshal(map[string]string{"reason": reason, "detail": detail})
+	if f.has("outcome=none") {
+		err = unix.ENOSPC
+	}
 	if err == nil {
 		err = os.WriteFile(f.outcome, b, 0o600)
 	}

@@ -105,6 +105,26 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
+// A guest that came from its template, was switched off, and could not say how it ended, for the disk was full, has done nothing to
+// its template.
+func TestTemplateStaysWhenFull(t *testing.T) {
+	r := newRig(t)
+	r.templated("outcome=none")
+	r.must(r.Start("a"))
+	r.awaitTemplate()
+	for range 2 {
+		r.must(r.Kill("a"))
+		r.state("a", life.Defined)
+		from := len(r.vmmLog(0))
+		r.must(r.Start("a"))
+		r.until("a", "ready", func(g Guest) bool { return g.Ready })
+		if said := r.vmmLog(from); !strings.Contains(said, "template/memory") {
+			t.Errorf("it did not come from its template: %s", said)
+		}
+	}
+	r.must(r.Kill("a"))
+}
+
 // What does not fit any more, or is damaged, is never used: the guest boots, says why, and has another template.
 func TestTemplateStale(t *testing.T) {
 	damage := func(r *rig, file, content string) {
