@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/appliance"
@@ -19,6 +21,9 @@ const proving = 15 * time.Second
 // sayCameUp waits until the machine has come up and says so on its ESP. Whatever keeps it from that is logged: the slot has fewer tries then.
 func sayCameUp(ctx context.Context) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if used, total, err := memoryInUse(); err == nil {
+		log.Info("memory in use", "MiB", used>>20, "of", total>>20)
+	}
 	running, err := bootimage.RunningSlot(appliance.FirmwareVariables)
 	if err == nil && running == "" {
 		return nil // it has come up before, or there are no slots
@@ -32,6 +37,26 @@ func sayCameUp(ctx context.Context) error {
 	}
 	log.Info("the slot that runs has come up", "slot", running)
 	return nil
+}
+
+// memoryInUse returns how much memory is not available any more, what can be dropped not counted, and how much there is, bytes: proc(5).
+func memoryInUse() (used, total uint64, err error) {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, 0, err
+	}
+	kib := make(map[string]uint64)
+	for line := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(line, ":")
+		if n, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 50); err == nil {
+			kib[name] = n
+		}
+	}
+	total, available := kib["MemTotal"]<<10, kib["MemAvailable"]<<10
+	if total == 0 || available == 0 || available > total {
+		return 0, 0, errors.New("/proc/meminfo does not say")
+	}
+	return total - available, total, nil
 }
 
 // cameUp marks the slot whose file is running, once the manager and the seat have answered for a while.

@@ -44,7 +44,7 @@ func newStick(t *testing.T) *stick {
 		t.Cleanup(func() { (*l).Close() })
 	}
 	go webmail.Serve(s.web, s.mail, s.served) //nolint:errcheck // it ends with the listeners
-	s.Laptop, err = laptop.New(t.Context(), b, t.TempDir(), "", fmt.Sprintf("username@%s:%d", laptop.Host, port(s.mail)))
+	s.Laptop, err = laptop.New(t.Context(), b, t.TempDir(), laptop.Config{Account: fmt.Sprintf("username@%s:%d", laptop.Host, port(s.mail))})
 	check(t, err)
 	said, err := s.Build(t.Context(), filepath.Join(s.Dir, "new"), "2", "--media=uki")
 	check(t, err)

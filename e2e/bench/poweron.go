@@ -7,6 +7,8 @@ import (
 	"image"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"time"
 
 	lodgeimage "github.com/lodgehv/lodge/e2e/image"
@@ -23,7 +25,7 @@ func powerOns(dir string) figure {
 			if err != nil {
 				return nil, nil, nil, err
 			}
-			l, err := laptop.New(ctx, b, filepath.Join(dir, "laptop"), "", "")
+			l, err := laptop.New(ctx, b, filepath.Join(dir, "laptop"), laptop.Config{})
 			if err != nil {
 				return nil, nil, nil, err
 			}
@@ -40,6 +42,47 @@ func powerOns(dir string) figure {
 			return ours, peer, nil, nil
 		},
 	}
+}
+
+// inUse measures the memory that is not available any more in a notebook with Lodge, its seat and its manager, and no guest: the kernel's is
+// in it, what can be dropped is not (MemTotal less MemAvailable, proc(5)).
+func inUse(dir string) figure {
+	return figure{
+		name: "memory of Lodge with seat and manager, no guest", unit: "MiB", goal: goal{value: 80}, runs: 1,
+		prepare: func(ctx context.Context) (ours, peer measurement, done func() error, err error) {
+			b, err := lodgeimage.NewBuilder(os.Stderr)
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			l, err := laptop.New(ctx, b, filepath.Join(dir, "bare"), laptop.Config{NoGuests: true})
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			return func(ctx context.Context) (float64, error) { return memoryOf(ctx, l) }, nil, nil, nil
+		},
+	}
+}
+
+var memoryRE = regexp.MustCompile(`msg="memory in use" MiB=([0-9]+)`)
+
+// memoryOf switches a notebook on, and off when Lodge has told how much memory is in use, in MiB.
+func memoryOf(ctx context.Context, l *laptop.Laptop) (mib float64, err error) {
+	m, err := l.FromFlash(ctx, l.Disk)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	if err := m.Await(ctx, `msg="memory in use"`, " of="); err != nil {
+		return 0, err
+	}
+	said := memoryRE.FindStringSubmatch(m.Said())
+	if said == nil {
+		return 0, errors.New("the machine does not say how much memory is in use")
+	}
+	if mib, err = strconv.ParseFloat(said[1], 64); err != nil {
+		return 0, err
+	}
+	return mib, m.PowerButton(ctx)
 }
 
 // browse switches the notebook on, until the browser answers a key, and off again. It returns the seconds from the start of the first program. Template

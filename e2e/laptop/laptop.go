@@ -90,46 +90,37 @@ type Laptop struct {
 // diskSize is the size of the disk with Lodge, bytes.
 const diskSize = 8 << 30
 
-// New builds the notebook's images in dir. Programs are those in bin, or built if it is empty. The account, USER@SERVER:PORT, is that of the
-// instant-on guest's mail, none if it is empty.
-func New(ctx context.Context, b *lodgeimage.Builder, dir, bin, account string) (*Laptop, error) {
-	l := &Laptop{Dir: dir, Bin: bin}
-	instant, err := b.Instant(ctx)
-	if err != nil {
+// Config says what notebook it is.
+type Config struct {
+	Bin      string // directory with Lodge's programs; they are built if it is empty
+	Account  string // USER@SERVER:PORT of the instant-on guest's mail; none if it is empty
+	NoGuests bool   // no guests come along
+}
+
+// New builds the notebook's images in dir.
+func New(ctx context.Context, b *lodgeimage.Builder, dir string, cfg Config) (*Laptop, error) {
+	l := &Laptop{Dir: dir, Bin: cfg.Bin, Image: filepath.Join(dir, "image")}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	desktop, err := b.Desktop(ctx)
-	if err != nil {
-		return nil, err
-	}
-	l.Main = desktop.Disk
 	if l.Bin == "" {
 		l.Bin = filepath.Join(dir, "bin")
-		if err := os.MkdirAll(l.Bin, 0o755); err != nil {
+		if err := programs(ctx, b, l.Bin); err != nil {
 			return nil, err
-		}
-		for _, p := range []string{"lodge-init", "lodged", "lodge-vmm", "lodge-net", "lodge-seat", "lodge-image"} {
-			path, _, err := b.GoProgram(ctx, "./cmd/"+p, "amd64")
-			if err == nil {
-				err = os.Symlink(path, filepath.Join(l.Bin, p))
-			}
-			if err != nil {
-				return nil, err
-			}
 		}
 	}
 	l.LodgeImage = filepath.Join(l.Bin, "lodge-image")
-	guests := []string{filepath.Join(dir, "instant"), filepath.Join(dir, "work")}
-	if err := withAccount(instant, guests[0], account); err != nil {
-		return nil, err
+	args := []string{"--media=disk,flash"}
+	if !cfg.NoGuests {
+		guests, err := l.guests(ctx, b, cfg.Account)
+		if err != nil {
+			return nil, err
+		}
+		for _, g := range guests {
+			args = append(args, "--guest="+g)
+		}
 	}
-	err = errors.Join(os.Mkdir(guests[1], 0o755), os.Symlink(desktop.Kernel.VMLinux, filepath.Join(guests[1], "vmlinux")),
-		os.Symlink(desktop.Initrd, filepath.Join(guests[1], "initrd")), os.WriteFile(filepath.Join(guests[1], "work.toml"), []byte(workText), 0o644))
-	if err != nil {
-		return nil, err
-	}
-	l.Image = filepath.Join(dir, "image")
-	if _, err := l.Build(ctx, l.Image, "1", "--guest="+guests[0], "--guest="+guests[1], "--media=disk,flash"); err != nil {
+	if _, err := l.Build(ctx, l.Image, "1", args...); err != nil {
 		return nil, err
 	}
 	l.Disk, l.ROM, l.Vars = filepath.Join(dir, "disk"), filepath.Join(l.Image, "lodge.rom"), filepath.Join(dir, "vars")
@@ -139,6 +130,42 @@ func New(ctx context.Context, b *lodgeimage.Builder, dir, bin, account string) (
 		}
 	}
 	return l, os.Truncate(l.Disk, diskSize)
+}
+
+// programs makes a directory of Lodge's programs.
+func programs(ctx context.Context, b *lodgeimage.Builder, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, p := range []string{"lodge-init", "lodged", "lodge-vmm", "lodge-net", "lodge-seat", "lodge-image"} {
+		path, _, err := b.GoProgram(ctx, "./cmd/"+p, "amd64")
+		if err == nil {
+			err = os.Symlink(path, filepath.Join(dir, p))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// guests makes the directories of the instant-on guest and the main guest.
+func (l *Laptop) guests(ctx context.Context, b *lodgeimage.Builder, account string) ([]string, error) {
+	from, err := b.Instant(ctx)
+	if err != nil {
+		return nil, err
+	}
+	desktop, err := b.Desktop(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l.Main = desktop.Disk
+	instant, work := filepath.Join(l.Dir, "instant"), filepath.Join(l.Dir, "work")
+	if err := withAccount(from, instant, account); err != nil {
+		return nil, err
+	}
+	return []string{instant, work}, errors.Join(os.Mkdir(work, 0o755), os.Symlink(desktop.Kernel.VMLinux, filepath.Join(work, "vmlinux")),
+		os.Symlink(desktop.Initrd, filepath.Join(work, "initrd")), os.WriteFile(filepath.Join(work, "work.toml"), []byte(workText), 0o644))
 }
 
 // withAccount makes a directory with the same guest, whose mail is an account's.

@@ -34,7 +34,7 @@ func fromFlash(ctx context.Context, bin string) (err error) {
 		return err
 	}
 	say("building what the notebook starts from: its flash, and a disk with Lodge's programs and a guest that has a browser and a mail program")
-	l, err := laptop.New(ctx, b, dir, bin, "")
+	l, err := laptop.New(ctx, b, dir, laptop.Config{Bin: bin})
 	if err != nil {
 		return err
 	}
