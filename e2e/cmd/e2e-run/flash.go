@@ -129,7 +129,7 @@ func (t *traveller) tour(ctx context.Context) error {
 	if err := t.PowerButton(ctx); err != nil {
 		return err
 	}
-	say("the notebook is off; pictures of its screen are in %s", t.Dir)
+	say("the notebook is off; pictures of its screen are in %s", flashDir)
 	return nil
 }
 
