@@ -158,7 +158,11 @@ func FuzzFirmware(f *testing.F) {
 }
 
 func TestFlash(t *testing.T) {
-	vars, code := []byte("variables"), testFirmware(t)
+	vars, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := testFirmware(t)
 	uki := []byte("MZ this is started")
 	rom, err := Flash(vars, code, uki)
 	if err != nil {
@@ -170,11 +174,15 @@ func TestFlash(t *testing.T) {
 	if len(rom) != FlashSize {
 		t.Fatalf("%d bytes", len(rom))
 	}
+	withOption, err := bootFlashFirst(vars)
+	if err != nil {
+		t.Fatal(err)
+	}
 	want := append([]byte(flashMagic), byte(len(uki)), 0, 0, 0, 0, 0, 0, 0)
 	if !bytes.HasPrefix(rom, want) || !bytes.HasPrefix(rom[flashHeader:], append(uki, 0xff)) {
 		t.Errorf("header % x, UKI %q", rom[:16], rom[flashHeader:flashHeader+20])
 	}
-	if !bytes.Equal(rom[FlashSize-len(code)-len(vars):FlashSize-len(code)], vars) {
+	if !bytes.Equal(rom[FlashSize-len(code)-len(vars):FlashSize-len(code)], withOption) {
 		t.Error("the variables are not before the code")
 	}
 	if end := 64; !bytes.Equal(rom[FlashSize-end:], code[len(code)-end:]) {

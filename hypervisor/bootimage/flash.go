@@ -41,6 +41,9 @@ func Flash(vars, code, uki []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if vars, err = bootFlashFirst(vars); err != nil {
+		return nil, err
+	}
 	rom := bytes.Repeat([]byte{0xff}, FlashSize)
 	copy(rom, flashMagic)
 	binary.LittleEndian.PutUint64(rom[8:], uint64(len(uki)))

@@ -32,7 +32,7 @@ func (t *Tree) BuildSystem(ctx context.Context) (image []byte, id system.ID, par
 	defer os.RemoveAll(dir)
 	name := filepath.Join(dir, "image")
 	cmd := exec.CommandContext(ctx, "mksquashfs", "-", name, "-tar", "-comp", "zstd", "-Xcompression-level", "19", "-b", "128K",
-		"-mkfs-time", "0", "-no-progress", "-quiet", "-noappend", "-no-exports", "-no-xattrs")
+		"-mkfs-time", "0", "-all-time", "0", "-no-progress", "-quiet", "-noappend", "-no-exports", "-no-xattrs")
 	cmd.Stdin = &archive
 	if out, err := cmd.CombinedOutput(); errors.Is(err, exec.ErrNotFound) {
 		return nil, id, nil, fmt.Errorf("system: %w: install the package squashfs-tools", err)

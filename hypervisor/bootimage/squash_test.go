@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The image has all files with the rights that they need, everything root's; built once more it is the same.
@@ -18,6 +19,7 @@ func TestBuildSystem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	time.Sleep(1100 * time.Millisecond) // images have times in seconds
 	again, other, _, err := testInitramfs(t, dir).BuildSystem(t.Context())
 	if err != nil || other != id || !bytes.Equal(again, image) {
 		t.Errorf("built once more it is %v, not %v: %v", other, id, err)
