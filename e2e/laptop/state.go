@@ -18,7 +18,8 @@ import (
 // TemplateDir is where the state has the instant-on guest's template.
 const TemplateDir = "/lib/guests/instant/template/"
 
-// State has debugfs(8) do something with the state partition, while the notebook is off, and returns what it says.
+// State has debugfs(8) do something with the state partition, while the notebook is off, which it was switched off to in order: debugfs does not
+// replay the journal. It returns what debugfs says.
 func (l *Laptop) State(ctx context.Context, command string) (string, error) {
 	at, err := l.StateAt()
 	if err != nil {
