@@ -30,8 +30,8 @@ color = "blue"
 slot = 2
 memory = "384M"
 [boot]
-kernel = "/var/lib/lodge/work/vmlinux"
-initrd = "/var/lib/lodge/work/initrd"
+kernel = "vmlinux"
+initrd = "initrd"
 cmdline = "console=ttyS0 root=/dev/vda rw panic=-1 lodge.name=work lodge.color=203a5c"
 [ready]
 serial = "lodge-guest: terminal"

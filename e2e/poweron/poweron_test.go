@@ -85,12 +85,16 @@ func expect(t *testing.T, what, said, want string) {
 	}
 }
 
-// With nothing but the flash, Lodge comes up.
+// With nothing but the flash, Lodge comes up; and from the flash still when there is a disk that could be started, and a network.
 func TestFlash(t *testing.T) {
 	w := newWorkshop(t)
 	w.build(t, "out", "from the flash", "--media", "uki,flash")
 	said := w.switchOn(t, "-machine", "q35,max-fw-size=16777216", "-drive", "if=pflash,format=raw,unit=0,file=out/lodge.rom")
 	expect(t, "serial port", said, `init: from the flash pid=1 counted="" secure=0`)
+	w.build(t, "other", "from the disk", "--media", "disk")
+	said = w.switchOn(t, "-machine", "q35,max-fw-size=16777216", "-drive", "if=pflash,format=raw,unit=0,file=out/lodge.rom",
+		"-drive", "if=none,id=disk,format=raw,file=other/lodge.img", "-device", "virtio-blk-pci,drive=disk", "-nic", "user,model=virtio-net-pci")
+	expect(t, "serial port with a disk", said, `init: from the flash pid=1 counted="" secure=0`)
 }
 
 // Debian's firmware under Secure Boot starts a disk whose programs are signed: the new slot, whose tries it counts.

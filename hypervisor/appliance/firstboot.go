@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -48,17 +49,8 @@ func sectorSize(disk string) int {
 // bootDisk returns the disk among some that has Lodge's ESP. Two of them are an error.
 func bootDisk(disks []string) (string, error) {
 	var found []string
-	for _, d := range disks {
-		if _, err := os.Stat(filepath.Join("/sys/class/block", filepath.Base(d), "partition")); err == nil {
-			continue
-		}
-		f, err := os.Open(d)
-		if err != nil {
-			continue
-		}
-		t, err := gpt.Read(file.New(f, true), sectorSize(d), sectorSize(d))
-		f.Close()
-		if err == nil && hasPartition(t, BootPartition, gpt.EFISystemPartition) {
+	for d, t := range tables(disks) {
+		if hasPartition(t, BootPartition, gpt.EFISystemPartition) {
 			found = append(found, d)
 		}
 	}
@@ -80,18 +72,29 @@ func PartitionDevice(guid string) (string, error) {
 	return partitionOn(disks, guid)
 }
 
+// tables yields the disks among some devices that have a partition table, in their order.
+func tables(devices []string) iter.Seq2[string, *gpt.Table] {
+	return func(yield func(string, *gpt.Table) bool) {
+		for _, d := range devices {
+			if _, err := os.Stat(filepath.Join("/sys/class/block", filepath.Base(d), "partition")); err == nil {
+				continue
+			}
+			f, err := os.Open(d)
+			if err != nil { // a drive without a medium
+				continue
+			}
+			t, err := gpt.Read(file.New(f, true), sectorSize(d), sectorSize(d))
+			f.Close()
+			if err == nil && !yield(d, t) {
+				return
+			}
+		}
+	}
+}
+
 // partitionOn is PartitionDevice for some disks.
 func partitionOn(disks []string, guid string) (string, error) {
-	for _, d := range disks {
-		f, err := os.Open(d)
-		if err != nil { // a drive without a medium
-			continue
-		}
-		t, err := gpt.Read(file.New(f, true), sectorSize(d), sectorSize(d))
-		f.Close()
-		if err != nil {
-			continue
-		}
+	for d, t := range tables(disks) {
 		for _, p := range t.Partitions {
 			if p.Type != gpt.Unused && strings.EqualFold(p.GUID, guid) {
 				return partitionPath(d, p.Index), nil

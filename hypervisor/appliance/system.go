@@ -10,7 +10,6 @@ import (
 	"time"
 
 	devmapper "github.com/anatol/devmapper.go"
-	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/partition/gpt"
 	"golang.org/x/sys/unix"
 
@@ -60,15 +59,18 @@ func mountSystem(cmdline string, until time.Time) (device string, err error) {
 	if err := checkedDevice(*id, device, pieces); err != nil {
 		return "", fmt.Errorf("system on %s: %w", device, err)
 	}
-	dev, err := devicePath(systemName)
+	err = os.MkdirAll(SystemDir, 0o755)
+	dev := ""
+	if err == nil {
+		dev, err = devicePath(systemName)
+	}
+	if err == nil {
+		if err = unix.Mount(dev, SystemDir, "squashfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
+			err = fmt.Errorf("it is damaged: install it again: %w", err)
+		}
+	}
 	if err != nil {
-		return "", fmt.Errorf("system on %s: %w", device, err)
-	}
-	if err := os.MkdirAll(SystemDir, 0o755); err != nil {
-		return "", err
-	}
-	if err := unix.Mount(dev, SystemDir, "squashfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
-		err = fmt.Errorf("system on %s: it is damaged: install it again: %w", device, err)
+		err = fmt.Errorf("system on %s: %w", device, err)
 		return "", errors.Join(err, devmapper.Remove(systemName), devmapper.Remove(piecesName)) // or it could not be tried again
 	}
 	return device, linkSystem("/", SystemDir)
@@ -76,22 +78,10 @@ func mountSystem(cmdline string, until time.Time) (device string, err error) {
 
 // espPartitions returns the EFI system partitions of the disks among some devices.
 func espPartitions(devices []string) (list []string) {
-	for _, d := range devices {
-		if _, err := os.Stat(filepath.Join("/sys/class/block", filepath.Base(d), "partition")); err == nil {
-			continue
-		}
-		f, err := os.Open(d)
-		if err != nil { // a drive without a medium
-			continue
-		}
-		t, err := gpt.Read(file.New(f, true), sectorSize(d), sectorSize(d))
-		f.Close()
-		if err != nil {
-			continue
-		}
+	for disk, t := range tables(devices) {
 		for _, p := range t.Partitions {
 			if strings.EqualFold(string(p.Type), string(gpt.EFISystemPartition)) {
-				list = append(list, partitionPath(d, p.Index))
+				list = append(list, partitionPath(disk, p.Index))
 			}
 		}
 	}
