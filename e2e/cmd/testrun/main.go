@@ -9,8 +9,10 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -79,16 +81,23 @@ func run(ctx context.Context, args []string) (int, error) {
 	}
 	r := &runner{out: os.Stdout, skips: skips, report: &report{}}
 	begin := time.Now()
-	for i, s := range o.stages {
-		if ctx.Err() != nil {
-			break
-		}
-		// Fuzzers run for a time, whatever else there is to do: what needs the network is done beside them.
-		if s == "fuzz" && slices.Contains(o.stages[i:], "e2e") && o.only.String() == "" {
-			defer r.images(ctx)()
-		}
-		r.stage(ctx, s, o.jobs(s, pkgs))
+	if slices.Contains(o.stages, "e2e") && o.only.String() == "" {
+		defer r.images(ctx)()
 	}
+	var beside sync.WaitGroup
+	for i, s := range o.stages {
+		switch jobs := o.jobs(s, pkgs); {
+		case ctx.Err() != nil:
+		case s == "fuzz" && slices.Contains(o.stages[i:], "e2e"):
+			// The notebook has one CPU: fuzzers have the other.
+			beside.Go(func() { r.stage(ctx, s, jobs, 1) })
+		case s == "fuzz":
+			r.stage(ctx, s, jobs, runtime.NumCPU())
+		default:
+			r.stage(ctx, s, jobs, 1)
+		}
+	}
+	beside.Wait()
 	r.report.Seconds = seconds(time.Since(begin))
 	if err := r.report.write(o.out); err != nil {
 		return 0, err

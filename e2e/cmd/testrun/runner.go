@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,16 +32,14 @@ type runner struct {
 
 func (r *runner) printf(format string, args ...any) { fmt.Fprintf(r.out, format, args...) }
 
-// stage runs the jobs of a stage: those of fuzz side by side, one for each CPU.
-func (r *runner) stage(ctx context.Context, name string, jobs []job) {
-	r.printf("== %s\n", name)
+// stage runs the jobs of a stage, so many at a time.
+func (r *runner) stage(ctx context.Context, name string, jobs []job, workers int) {
 	s := &stage{Name: name}
+	r.mu.Lock()
+	r.printf("== %s\n", name)
 	r.report.Stages = append(r.report.Stages, s)
+	r.mu.Unlock()
 	begin := time.Now()
-	workers := 1
-	if name == "fuzz" {
-		workers = runtime.NumCPU()
-	}
 	queue := make(chan job)
 	var wg sync.WaitGroup
 	for range workers {
@@ -56,6 +54,8 @@ func (r *runner) stage(ctx context.Context, name string, jobs []job) {
 	}
 	close(queue)
 	wg.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	s.Seconds = seconds(time.Since(begin))
 	if s.Passed+s.Failed+s.Skipped == 0 && ctx.Err() == nil {
 		r.printf("no tests in stage %s\n", name)
@@ -67,7 +67,7 @@ func (r *runner) stage(ctx context.Context, name string, jobs []job) {
 // they tell if something goes wrong with it. The function that is returned ends it.
 func (r *runner) images(ctx context.Context) (end func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	cmd := exec.CommandContext(ctx, "go", "run", "./e2e/cmd/e2e-image")
+	cmd := exec.CommandContext(ctx, "nice", "-n19", "go", "run", "./e2e/cmd/e2e-image")
 	cmd.Dir = r.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
@@ -101,7 +101,11 @@ func (r *runner) job(ctx context.Context, s *stage, j job) {
 			r.printf("      %-4s %s  %.1f s\n", t.state, t.name, t.seconds)
 		}
 	}
-	err := r.command(ctx, append([]string{"test", "-json"}, j.args...), c)
+	goTest := []string{"go", "test", "-json"}
+	if s.Name == "fuzz" { // beside e2e: it takes what that leaves
+		goTest = slices.Concat([]string{"nice", "-n19"}, goTest)
+	}
+	err := r.command(ctx, slices.Concat(goTest, j.args), c)
 	if err != nil && failed == 0 && !forgiven && ctx.Err() == nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -110,10 +114,10 @@ func (r *runner) job(ctx context.Context, s *stage, j job) {
 	}
 }
 
-// command runs go and has c read its events. When ctx ends, go, the tests and what they have started are interrupted,
+// command runs a command and has c read its events. When ctx ends, it, the tests and what they have started are interrupted,
 // and killed if that does not end them.
 func (r *runner) command(ctx context.Context, args []string, c *collector) error {
-	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = r.dir
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -133,7 +133,7 @@ func TestStage(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var out bytes.Buffer
 			r := &runner{dir: dir, out: &out, skips: []skip{{"needs a unicorn", true}, {"no time", false}}, report: &report{}}
-			r.stage(t.Context(), tt.stage, []job{{tt.args}})
+			r.stage(t.Context(), tt.stage, []job{{tt.args}}, 1)
 			got := [3]int{r.report.Passed, r.report.Failed, r.report.Skipped}
 			if want := [3]int{tt.passed, tt.failed, tt.skipped}; got != want {
 				t.Errorf("passed, failed, skipped = %v, want %v", got, want)
@@ -175,7 +175,7 @@ func TestInterrupt(t *testing.T) {
 			cancel()
 		}
 	})}
-	r.stage(ctx, "e2e", []job{{[]string{"./hangs"}}})
+	r.stage(ctx, "e2e", []job{{[]string{"./hangs"}}}, 1)
 }
 
 func TestForgiveDeadline(t *testing.T) {
