@@ -39,6 +39,7 @@ type buildCommand struct {
 	Module  []string `placeholder:"NAME" help:"A kernel module; those that it depends on come along."`
 	Blob    []string `name:"firmware" placeholder:"PATH" help:"A firmware file, as its driver asks for it, such as i915/kbl_dmc_ver1_04.bin."`
 	Cmdline string   `default:"quiet" help:"The kernel's parameters."`
+	Encrypt bool     `help:"Have the state encrypted: the first start asks for a passphrase. A TPM opens it if the image has --pcr-key."`
 	Release string   `default:"0" help:"The release that the boot manager's menu shows."`
 	Media   []string `default:"uki,disk,flash" enum:"uki,disk,flash" help:"Which to make, of uki, disk and flash."`
 	ESP     int64    `name:"esp" default:"128" placeholder:"MIB" help:"Size of the disk image's ESP in MiB, 64 to 4096."`
@@ -87,6 +88,12 @@ func (b *builder) build(ctx context.Context) error {
 		if pcrKey, err = bootimage.LoadMeasurementKey(b.PCRKey); err != nil {
 			return err
 		}
+	}
+	switch {
+	case b.Encrypt && b.Init != "":
+		return errors.New("--encrypt is for Lodge's own state, and --init is another's")
+	case b.Encrypt && pcrKey == nil:
+		fmt.Fprintln(b.out, "--encrypt without --pcr-key: the passphrase is asked for at each start, as no TPM opens the state")
 	}
 	// sign returns an EFI program as it is, or signed.
 	sign := func(program []byte) ([]byte, error) {
@@ -245,6 +252,9 @@ func (b *builder) initramfs(ctx context.Context, version string) ([]byte, []boot
 		}
 		b.systemFiles = parts
 		b.Cmdline = strings.TrimSpace(b.Cmdline + " " + system.Parameter + "=" + id.String())
+		if b.Encrypt {
+			b.Cmdline += " " + appliance.EncryptParameter + "=yes"
+		}
 		early := slices.DeleteFunc(appliance.EarlyModules(), func(m string) bool { return slices.Contains(b.Without, m) })
 		i = bootimage.Initramfs{Init: filepath.Join(programs, appliance.Init), Tree: bootimage.Tree{Modules: tree.Modules, Load: early}}
 	}

@@ -17,21 +17,22 @@ import (
 	"github.com/lodgehv/lodge/hypervisor/manager/client"
 )
 
-// roles are what this program does in the appliance beside managing guests, by its only argument.
-var roles = map[string]func(ctx context.Context) error{
-	appliance.RoleUplink: func(ctx context.Context) error {
+// roles are what this program does in the appliance beside managing guests, by its first argument; they get the others.
+var roles = map[string]func(ctx context.Context, args []string) error{
+	appliance.RoleUplink: func(ctx context.Context, _ []string) error {
 		return uplink.Run(ctx, uplink.Config{Resolvers: appliance.Resolvers, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	},
 	appliance.RoleSeat:       becomeSeat,
 	appliance.RoleCameUp:     sayCameUp,
 	appliance.RoleStopGuests: stopGuests,
+	appliance.RoleVault:      keepVault,
 }
 
 // play does what a role is, until SIGTERM.
-func play(role func(ctx context.Context) error) error {
+func play(role func(ctx context.Context, args []string) error, args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	return role(ctx)
+	return role(ctx, args)
 }
 
 // dialManager waits a little for the manager.
@@ -52,7 +53,7 @@ func dialManager(ctx context.Context) (*client.Client, error) {
 }
 
 // becomeSeat writes what the seat shows, the guests that are defined and have a screen, and becomes lodge-seat.
-func becomeSeat(ctx context.Context) error {
+func becomeSeat(ctx context.Context, _ []string) error {
 	c, err := dialManager(ctx)
 	if err != nil {
 		return err
@@ -93,7 +94,7 @@ func seatText(guests []client.Guest) ([]byte, error) {
 }
 
 // stopGuests has the manager stop all guests, and waits for them.
-func stopGuests(ctx context.Context) error {
+func stopGuests(ctx context.Context, _ []string) error {
 	dialing, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	c, err := client.Dial(dialing, appliance.BusAddress)

@@ -19,7 +19,7 @@ import (
 const proving = 15 * time.Second
 
 // sayCameUp waits until the machine has come up and says so on its ESP. Whatever keeps it from that is logged: the slot has fewer tries then.
-func sayCameUp(ctx context.Context) error {
+func sayCameUp(ctx context.Context, _ []string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if used, total, err := memoryInUse(); err == nil {
 		log.Info("memory in use", "MiB", used>>20, "of", total>>20)

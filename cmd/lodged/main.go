@@ -57,8 +57,8 @@ const defaultStateDir = "/var/lib/lodge"
 func main() {
 	cell.RunInit(os.Args)
 	manager.RunGate()
-	if len(os.Args) == 2 && roles[os.Args[1]] != nil {
-		exit(play(roles[os.Args[1]]))
+	if len(os.Args) > 1 && roles[os.Args[1]] != nil {
+		exit(play(roles[os.Args[1]], os.Args[2:]))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/lodgehv/lodge/e2e/desk"
@@ -85,6 +86,8 @@ type Laptop struct {
 	Vars       string // the variables of firmware that starts from the disk
 	Main       string // the main guest's disk
 	Display    string // QEMU's -display; none if empty
+	TPM        string // directory of a TPM's memory; there is no TPM if it is empty
+	Console    string // the kernel's console that pages are on: ttyS0, or tty0 for the screen
 }
 
 // diskSize is the size of the disk with Lodge, bytes.
@@ -92,14 +95,19 @@ const diskSize = 8 << 30
 
 // Config says what notebook it is.
 type Config struct {
-	Bin      string // directory with Lodge's programs; they are built if it is empty
-	Account  string // USER@SERVER:PORT of the instant-on guest's mail; none if it is empty
-	NoGuests bool   // no guests come along
+	Bin      string   // directory with Lodge's programs; they are built if it is empty
+	Account  string   // USER@SERVER:PORT of the instant-on guest's mail; none if it is empty
+	NoGuests bool     // no guests come along
+	OnScreen bool     // the kernel's console is the screen
+	Build    []string // more arguments of lodge-image build
 }
 
 // New builds the notebook's images in dir.
 func New(ctx context.Context, b *lodgeimage.Builder, dir string, cfg Config) (*Laptop, error) {
-	l := &Laptop{Dir: dir, Bin: cfg.Bin, Image: filepath.Join(dir, "image")}
+	l := &Laptop{Dir: dir, Bin: cfg.Bin, Image: filepath.Join(dir, "image"), Console: "ttyS0"}
+	if cfg.OnScreen {
+		l.Console = "tty0"
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -110,7 +118,7 @@ func New(ctx context.Context, b *lodgeimage.Builder, dir string, cfg Config) (*L
 		}
 	}
 	l.LodgeImage = filepath.Join(l.Bin, "lodge-image")
-	args := []string{"--media=disk,flash"}
+	args := append([]string{"--media=disk,flash"}, cfg.Build...)
 	if !cfg.NoGuests {
 		guests, err := l.guests(ctx, b, cfg.Account)
 		if err != nil {
@@ -195,9 +203,14 @@ func withAccount(guest, dir, account string) error {
 }
 
 // Build has lodge-image build a release of Lodge, without drivers for cards that QEMU has not, which speaks on the serial console.
+// The kernel's last console is the one that programs have.
 func (l *Laptop) Build(ctx context.Context, out, release string, args ...string) (said string, err error) {
+	other := "tty0"
+	if l.Console == other {
+		other = "ttyS0"
+	}
 	return l.Run(ctx, append([]string{"build", out, "--release=" + release, "--programs=" + l.Bin, "--without=i915,amdgpu,nouveau",
-		"--cmdline=console=tty0 console=ttyS0 panic=-1"}, args...)...)
+		fmt.Sprintf("--cmdline=console=%s console=%s panic=-1", other, l.Console)}, args...)...)
 }
 
 // Run runs lodge-image, and returns what it says.
@@ -243,6 +256,14 @@ func (l *Laptop) powered(ctx context.Context, disks []string, parts ...string) (
 	if err := udp.Close(); err != nil {
 		return nil, err
 	}
+	var tpm *exec.Cmd
+	if l.TPM != "" {
+		socket := filepath.Join(l.TPM, "s")
+		if tpm, err = startTPM(ctx, l.TPM, socket); err != nil {
+			return nil, err
+		}
+		parts = append(parts, "-chardev", "socket,id=tpm,path="+socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0")
+	}
 	display := l.Display
 	if display == "" {
 		display = "none"
@@ -250,11 +271,42 @@ func (l *Laptop) powered(ctx context.Context, disks []string, parts ...string) (
 	m, err := Start(ctx, append(parts, "-m", "2048", "-smp", "1", "-display", display,
 		"-device", "virtio-vga,xres=1024,yres=768", "-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci",
 		"-netdev", fmt.Sprintf("user,id=n,hostfwd=udp:127.0.0.1:%d-:9", port), "-device", "virtio-net-pci,netdev=n")...)
+	if tpm != nil {
+		if err != nil {
+			_ = tpm.Process.Kill()
+		}
+		go tpm.Wait() //nolint:errcheck // it ends with QEMU's connection
+	}
 	if err != nil {
 		return nil, err
 	}
 	go keepAwake(m.done, port)
 	return m, nil
+}
+
+// startTPM starts a TPM of software, whose memory is in a directory. It ends when QEMU does.
+func startTPM(ctx context.Context, dir, socket string) (*exec.Cmd, error) {
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) { // of the one before
+		return nil, err
+	}
+	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir, "--ctrl", "type=unixio,path="+socket, "--terminate")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	for begin := time.Now(); ; {
+		if _, err := os.Stat(socket); err == nil {
+			return cmd, nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Since(begin) > 10*time.Second || ctx.Err() != nil {
+			_ = cmd.Process.Kill()
+			return nil, errors.Join(errors.New("swtpm does not listen"), cmd.Wait())
+		}
+	}
 }
 
 // Host is this machine, for the notebook: QEMU's network calls it so.

@@ -27,6 +27,8 @@ type Config struct {
 	Definitions string
 	// StopGuests is a program, with its arguments, that stops all guests in order, and waits for them until it gets SIGTERM.
 	StopGuests []string
+	// Vault is a program, with its arguments, that does what [VaultMake] and [VaultOpen] say, and says on its output why it did not.
+	Vault []string
 }
 
 // How long is waited for.
@@ -250,6 +252,11 @@ func (m *machine) prepareState() (ending Ending, known bool) {
 			return 0, false
 		}
 		m.log.Error("state", "err", err)
+		select {
+		case e := <-m.ends:
+			return e, true
+		default:
+		}
 		switch m.emergency(err) {
 		case GoOn:
 			return 0, false
@@ -269,10 +276,22 @@ func (m *machine) prepareState() (ending Ending, known bool) {
 func (m *machine) mountState() (problem, err error) {
 	device, kind, err := awaitState(time.Now().Add(stateLimit))
 	if errors.Is(err, ErrNoState) {
-		if device, err = makeState(parameter(m.cmdline, "lodge.state"), m.mke2fs); err == nil {
-			kind = "ext4"
-			m.log.Info("state partition is made", "device", device)
+		format, made := m.mke2fs, "ext4"
+		if m.encrypts() {
+			format, made = m.makeVault, kindLUKS
 		}
+		if device, err = makeState(parameter(m.cmdline, "lodge.state"), format); err == nil {
+			kind = made
+			m.log.Info("state partition is made", "device", device, "kind", kind)
+		}
+	}
+	switch {
+	case err != nil:
+	case kind == kindLUKS:
+		device, kind, err = m.openVault(device)
+	case m.encrypts():
+		err = fmt.Errorf("the file system labelled %s on %s is not encrypted, which this image wants it to be: relabel it, and copy what is needed from it to the one that the next start makes, or build the image without --encrypt",
+			StateLabel, device)
 	}
 	if err == nil {
 		if problem, err = mountState(device, kind); err == nil {
@@ -299,15 +318,12 @@ func (m *machine) mke2fs(device string) error {
 
 // emergency shows what is wrong on the kernel's console.
 func (m *machine) emergency(problem error) Choice {
-	s, err := consoleScreen("/dev/console")
+	s, done, err := consolePage()
 	if err != nil {
 		m.log.Error("nobody can be told", "err", err)
 		return GoOn
 	}
-	// The kernel's messages would go over the page: level 1 lets through only what is said before a crash (syslog(2)).
-	const consoleOff, consoleOn = 6, 7
-	_, _ = unix.Klogctl(consoleOff, nil)
-	defer func() { _, _ = unix.Klogctl(consoleOn, nil) }()
+	defer done()
 	p := &page{problem: problem.Error(), log: m.journal.last, until: time.Now().Add(problemLimit)}
 	return p.show(context.Background(), s)
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gdamore/tcell/v3"
+	"golang.org/x/sys/unix"
 )
 
 // Choice is what somebody at the emergency console wants.
@@ -35,9 +36,8 @@ var choices = []struct {
 	{"c", "go on", GoOn}, {"t", "try again", Retry}, {"r", "reboot", ChooseReboot}, {"p", "power off", ChoosePowerOff},
 }
 
-// show shows the page on a screen, which it ends, until a choice is made, the time is over, or ctx is done: go on.
+// show shows the page on a screen until a choice is made, the time is over, or ctx is done: go on.
 func (p *page) show(ctx context.Context, s tcell.Screen) Choice {
-	defer s.Fini()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -124,6 +124,21 @@ func wrap(text string, w int) []string {
 		r = []rune(strings.TrimLeft(string(r[n:]), " "))
 	}
 	return append(lines, string(r))
+}
+
+// consolePage returns a screen for a page, which done ends.
+func consolePage() (s tcell.Screen, done func(), err error) {
+	s, err = consoleScreen("/dev/console")
+	if err != nil {
+		return nil, nil, err
+	}
+	// The kernel's messages would go over the page: level 1 lets through only what is said before a crash (syslog(2)).
+	const consoleOff, consoleOn = 6, 7
+	_, _ = unix.Klogctl(consoleOff, nil)
+	return s, func() {
+		s.Fini()
+		_, _ = unix.Klogctl(consoleOn, nil)
+	}, nil
 }
 
 // consoleScreen returns a screen on the kernel's console.

@@ -27,6 +27,7 @@ func Modules() []string {
 	return []string{
 		"kvm-intel", "kvm-amd", "tun", "vhost-vsock", "bridge", "nf_tables", "nft_chain_nat", "nft_masq",
 		"ext4", "crc32c_generic", "crc32c-intel", "xfs", "overlay", // the state, and what is in it if it is read-only
+		"dm_crypt", "xts", "aesni-intel", "algif_skcipher", // if it is encrypted
 		"nvme", "ahci", "sd_mod", "usb-storage", "uas", "xhci-pci", "ehci-pci", "sdhci-pci", "mmc_block", "virtio_blk", "virtio_pci", "virtio_scsi",
 		"i915", "amdgpu", "nouveau", "virtio-gpu", "bochs", // screens
 		"evdev", "usbhid", "hid-generic", "hid-multitouch", "i2c-hid-acpi", "i8042", "atkbd", "psmouse", "virtio_input",
@@ -36,7 +37,8 @@ func Modules() []string {
 }
 
 // Programs that are linked with libraries, by the Debian package that has them.
-var foreign = []struct{ path, deb string }{{"/usr/sbin/mke2fs", "e2fsprogs"}, {"/usr/bin/dbus-daemon", "dbus-daemon"}}
+var foreign = []struct{ path, deb string }{{"/usr/sbin/mke2fs", "e2fsprogs"}, {"/usr/bin/dbus-daemon", "dbus-daemon"},
+	{"/usr/sbin/cryptsetup", "cryptsetup-bin"}}
 
 // Init is the name of the first program.
 const Init = "lodge-init"

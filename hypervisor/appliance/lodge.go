@@ -23,12 +23,13 @@ const (
 	busConfig = "/run/dbus/lodge.conf"
 )
 
-// What lodged does in the machine beside managing guests, each in a process of its own: its only argument.
+// What lodged does in the machine beside managing guests, each in a process of its own: its first argument.
 const (
 	RoleUplink     = "--uplink"      // connects the machine to its networks
 	RoleSeat       = "--as-seat"     // becomes the seat, with the guests that are defined
 	RoleCameUp     = "--came-up"     // says of the slot that the machine was started from that it has come up, once that is so
 	RoleStopGuests = "--stop-guests" // stops all guests, and waits for them
+	RoleVault      = "--vault"       // makes and opens the encrypted state: see [Config]
 )
 
 // busText configures a bus for root alone, which is all that there is.
@@ -62,6 +63,7 @@ func Lodge() Config {
 		},
 		Definitions: "/etc/lodge",
 		StopGuests:  []string{lodged, RoleStopGuests},
+		Vault:       []string{lodged, RoleVault},
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,7 @@ const (
 // ErrNoState says that there is no state partition.
 var ErrNoState = errors.New("no state partition: no disk has a file system labelled " + StateLabel)
 
-// blockDevices returns the paths of disks and partitions in the order of their names.
+// blockDevices returns the paths of disks and partitions in the order of their names, without those that the device mapper makes of them.
 func blockDevices() ([]string, error) {
 	names, err := os.ReadDir("/sys/class/block")
 	if err != nil {
@@ -31,7 +32,9 @@ func blockDevices() ([]string, error) {
 	}
 	var list []string
 	for _, n := range names {
-		list = append(list, filepath.Join("/dev", n.Name()))
+		if !strings.HasPrefix(n.Name(), "dm-") {
+			list = append(list, filepath.Join("/dev", n.Name()))
+		}
 	}
 	return list, nil
 }
@@ -151,7 +154,7 @@ func seed(log *slog.Logger, from ...string) error {
 // stateMounts are in the order in which they are unmounted.
 var stateMounts = []string{StateDir, "/run/state/lower", GuestsDir}
 
-// unmountState unmounts the state and the guests that come along, or makes it read-only if a process that does not end still has it.
+// unmountState unmounts the state, closes it if it is encrypted, and unmounts the guests that come along; or makes it read-only if a process that does not end still has it.
 func unmountState() error {
 	var errs []error
 	for _, m := range stateMounts {
@@ -163,5 +166,5 @@ func unmountState() error {
 			errs = append(errs, fmt.Errorf("%s: %w", m, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, closeVault())...)
 }

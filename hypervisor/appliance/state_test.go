@@ -39,6 +39,7 @@ func TestFindLabelled(t *testing.T) {
 	ext4 := formatted(t, 16<<20, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", StateLabel)
 	other := formatted(t, 16<<20, "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", "lodge-state-old")
 	xfs := formatted(t, 320<<20, "/usr/sbin/mkfs.xfs", "-q", "-L", StateLabel)
+	luks := formatted(t, 32<<20, "/usr/sbin/cryptsetup", "luksFormat", "--batch-mode", "--type=luks2", "--label="+StateLabel, "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--key-file=/proc/version")
 	empty, small := sparse(t, 16<<20), sparse(t, 512)
 	for _, c := range []struct {
 		name         string
@@ -48,6 +49,7 @@ func TestFindLabelled(t *testing.T) {
 	}{
 		{"ext4", []string{"/nonexistent", empty, small, other, ext4}, ext4, "ext4", ""},
 		{"XFS", []string{other, xfs}, xfs, "xfs", ""},
+		{"LUKS", []string{other, luks}, luks, kindLUKS, ""},
 		{"none", []string{empty, small, other}, "", "", ""},
 		{"two", []string{ext4, xfs}, "", "", "several disks have a file system labelled lodge-state"},
 	} {

@@ -11,12 +11,12 @@ import (
 const StateLabel = "lodge-state"
 
 // fileSystem returns the kind and the label of the file system on a device, as the kernel's drivers know it by its superblock:
-// "ext4" (also for ext2 and ext3, which its driver mounts) or "xfs". The kind is "" if there is neither.
+// "ext4" (also for ext2 and ext3, which its driver mounts), "xfs", or that of an encrypted partition. The kind is "" if there is none of them.
 func fileSystem(r io.ReaderAt) (kind, label string, err error) {
 	// ext4: at 1024 bytes, little-endian; s_magic at 0x38, s_volume_name at 0x78.
 	b := make([]byte, 1024+0x88)
 	if n, err := r.ReadAt(b, 0); n < len(b) {
-		if err == nil || errors.Is(err, io.EOF) { // too small for either
+		if err == nil || errors.Is(err, io.EOF) { // too small for any
 			return "", "", nil
 		}
 		return "", "", err
@@ -27,6 +27,10 @@ func fileSystem(r io.ReaderAt) (kind, label string, err error) {
 	// XFS: at 0, big-endian; sb_magicnum, and sb_fname at 108.
 	if string(b[:4]) == "XFSB" {
 		return "xfs", text(b[108:120]), nil
+	}
+	// LUKS2: at 0, big-endian; version at 6, label at 24.
+	if string(b[:6]) == "LUKS\xba\xbe" && binary.BigEndian.Uint16(b[6:]) == 2 {
+		return kindLUKS, text(b[24:72]), nil
 	}
 	return "", "", nil
 }

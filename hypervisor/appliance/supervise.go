@@ -1,11 +1,14 @@
 package appliance
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"time"
 
@@ -139,6 +142,36 @@ func ended(s unix.WaitStatus) error {
 		return fmt.Errorf("killed by %s", unix.SignalName(s.Signal()))
 	}
 	return fmt.Errorf("exit status %d", s.ExitStatus())
+}
+
+// converse runs a program to its end with an input, and returns what it says on its output. An error is that it had no success; what it
+// says as an error goes to log.
+func (r *reaper) converse(log io.Writer, input []byte, args ...string) (said string, err error) {
+	cmd := exec.Command(args[0], args[1:]...)
+	in, err := pipe(cmd, log, args[0])
+	if err != nil {
+		return "", err
+	}
+	cmd.Stdin = bytes.NewReader(input)
+	out, w, err := os.Pipe()
+	if err != nil {
+		in.Close()
+		return "", err
+	}
+	defer out.Close()
+	cmd.Stdout = w
+	_, end, err := r.start(cmd)
+	in.Close()
+	w.Close()
+	if err != nil {
+		return "", err
+	}
+	const most = 4 << 10
+	b, err := io.ReadAll(io.LimitReader(out, most))
+	if s := <-end; !s.Exited() || s.ExitStatus() != 0 {
+		err = fmt.Errorf("%s: %w", args[0], ended(s))
+	}
+	return strings.TrimSpace(string(b)), err
 }
 
 // runProgram runs a program to its end, and returns an error unless that was a success. When ctx is done it is asked to end.

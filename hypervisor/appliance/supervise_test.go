@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -49,6 +50,12 @@ func asTestInit() error {
 	}
 	if err := r.runProgram(context.Background(), j, "/bin/sh", "-c", "exit 3"); err == nil || !strings.Contains(err.Error(), "exit status 3") {
 		return errors.Join(errors.New("the exit status is to be 3"), err)
+	}
+	if said, err := r.converse(j, []byte("secret"), "/bin/sh", "-c", "cat; echo complaint >&2"); err != nil || said != "secret" {
+		return fmt.Errorf("cat says %q, %w", said, err)
+	}
+	if said, err := r.converse(j, nil, "/bin/sh", "-c", "echo why; exit 3"); err == nil || !strings.Contains(err.Error(), "exit status 3") || said != "why" {
+		return fmt.Errorf("a program says %q, and its exit status is not 3: %w", said, err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	starts := 0
@@ -203,16 +210,10 @@ func TestEmergency(t *testing.T) {
 		p := &page{problem: "the state partition /dev/vda2 cannot be written to: what changes is kept in RAM", log: func(int) []string { return []string{"last words"} },
 			until: time.Now().Add(c.wait)}
 		p.draw(s)
-		var shown strings.Builder
-		for y := range vt.Row(20) {
-			for x := range vt.Col(60) {
-				shown.WriteString(cmp.Or(term.GetCell(vt.Coord{X: x, Y: y}).C, " "))
-			}
-			shown.WriteString("\n")
-		}
+		shown := rows(term, 60, 20)
 		for _, want := range []string{"something is wrong", "cannot be written to:", "kept in RAM", "last words", "t try again"} {
-			if !strings.Contains(shown.String(), want) {
-				t.Fatalf("no %q in\n%s", want, shown.String())
+			if !strings.Contains(shown, want) {
+				t.Fatalf("no %q in\n%s", want, shown)
 			}
 		}
 		if c.wait > 0 {
@@ -222,6 +223,100 @@ func TestEmergency(t *testing.T) {
 			t.Errorf("key %s: %d, want %d", c.key, got, c.want)
 		}
 	}
+}
+
+// typed sends keys to a screen.
+func typed(s tcell.Screen, keys ...string) {
+	for _, k := range keys {
+		switch k {
+		case "Enter":
+			s.EventQ() <- tcell.NewEventKey(tcell.KeyEnter, "", tcell.ModNone)
+		case "Esc":
+			s.EventQ() <- tcell.NewEventKey(tcell.KeyEscape, "", tcell.ModNone)
+		case "Backspace":
+			s.EventQ() <- tcell.NewEventKey(tcell.KeyBackspace2, "", tcell.ModNone)
+		case "Ctrl+U":
+			s.EventQ() <- tcell.NewEventKey(tcell.KeyCtrlU, "", tcell.ModCtrl)
+		default:
+			for _, r := range k {
+				s.EventQ() <- tcell.NewEventKey(tcell.KeyRune, string(r), tcell.ModNone)
+			}
+		}
+	}
+}
+
+func TestQuestion(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		fields []string
+		keys   []string
+		tried  []string
+		want   bool
+	}{
+		{"the right one", []string{"Passphrase"}, []string{"secret", "Enter"}, []string{"secret"}, true},
+		{"after a wrong one", []string{"Passphrase"}, []string{"wrong", "Enter", "Enter", "secret", "Enter"}, []string{"wrong", "secret"}, true},
+		{"corrected", []string{"Passphrase"}, []string{"oh", "Ctrl+U", "sexé", "Backspace", "Backspace", "Backspace", "ecret", "Enter"}, []string{"secret"}, true},
+		{"given up", []string{"Passphrase"}, []string{"wrong", "Enter", "sec", "Esc"}, []string{"wrong"}, false},
+		{"a new one", []string{"New", "Again"}, []string{"secret", "Enter", "secret", "Enter"}, []string{"secret"}, true},
+		{"a new one that differs", []string{"New", "Again"}, []string{"secret", "Enter", "secreT", "Enter", "secret", "Enter", "secret", "Enter"}, []string{"secret"}, true},
+	} {
+		s, err := tcell.NewTerminfoScreenFromTty(vt.NewMockTerm(vt.MockOptSize{X: 60, Y: 20}, vt.MockOptColors(0)))
+		if err == nil {
+			err = s.Init()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var tried []string
+		q := &question{title: "title", text: "text", fields: c.fields, try: func(p []byte) error {
+			tried = append(tried, string(p))
+			if string(p) != "secret" {
+				return errors.New("wrong")
+			}
+			return nil
+		}}
+		go typed(s, c.keys...)
+		if got := q.show(t.Context(), s); got != c.want || !slices.Equal(tried, c.tried) {
+			t.Errorf("%s: %v after %q, want %v after %q", c.name, got, tried, c.want, c.tried)
+		}
+		s.Fini()
+	}
+}
+
+// What is typed is not on the screen; what went wrong is.
+func TestQuestionDrawn(t *testing.T) {
+	term := vt.NewMockTerm(vt.MockOptSize{X: 60, Y: 20}, vt.MockOptColors(0))
+	s, err := tcell.NewTerminfoScreenFromTty(term)
+	if err == nil {
+		err = s.Init()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Fini()
+	q := &question{title: "The state is encrypted", text: "Its TPM was cleared.", fields: []string{"Passphrase"}, keys: "Enter opens", typed: [][]byte{[]byte("hidé")}, problem: "that was wrong"}
+	q.draw(s)
+	shown := rows(term, 60, 20)
+	for _, want := range []string{"The state is encrypted", "Its TPM was cleared.", "Passphrase: ****_", "that was wrong", "Enter opens"} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("no %q in\n%s", want, shown)
+		}
+	}
+	if strings.Contains(shown, "hid") {
+		t.Errorf("the passphrase is on the screen:\n%s", shown)
+	}
+}
+
+// rows returns the text on a terminal.
+func rows(term vt.MockTerm, w, h int) string {
+	var shown strings.Builder
+	for y := range vt.Row(h) {
+		for x := range vt.Col(w) {
+			shown.WriteString(cmp.Or(term.GetCell(vt.Coord{X: x, Y: y}).C, " "))
+		}
+		shown.WriteString("\n")
+	}
+	return shown.String()
 }
 
 func TestFiles(t *testing.T) {

@@ -46,8 +46,8 @@ func LoadMeasurementKey(file string) (*rsa.PrivateKey, error) {
 // measured are the sections of which systemd's stub tells the TPM, in its order. systemd-stub(7), of systemd 252.
 var measured = []string{".linux", ".osrel", ".cmdline", ".initrd", ".splash", ".dtb", ".pcrpkey"}
 
-// kernelPCR is the register that the stub extends. Linux TPM PCR Registry.
-const kernelPCR = 11
+// KernelPCR is the register of a TPM that the stub extends. Linux TPM PCR Registry.
+const KernelPCR = 11
 
 // measure returns what PCR 11 has, in the bank of SHA-256, when the stub starts the kernel: for each section its name with a
 // zero byte, then its content.
@@ -68,8 +68,8 @@ func measure(sections []section) [sha256.Size]byte {
 	return pcr
 }
 
-// policyOf returns the digest of a policy of TPM2_PolicyPCR alone, that PCR 11 has a value. TPM 2.0 Part 3, "TPM2_PolicyPCR".
-func policyOf(pcr [sha256.Size]byte) [sha256.Size]byte {
+// Policy returns the digest of a policy of TPM2_PolicyPCR alone, that PCR 11 has a value. TPM 2.0 Part 3, "TPM2_PolicyPCR".
+func Policy(pcr [sha256.Size]byte) [sha256.Size]byte {
 	const (
 		commandPolicyPCR = 0x17f
 		algSHA256        = 0xb
@@ -78,17 +78,52 @@ func policyOf(pcr [sha256.Size]byte) [sha256.Size]byte {
 	b = binary.BigEndian.AppendUint32(b, commandPolicyPCR)
 	b = binary.BigEndian.AppendUint32(b, 1) // TPML_PCR_SELECTION: of one bank
 	b = binary.BigEndian.AppendUint16(b, algSHA256)
-	b = append(b, 3, 0, 1<<(kernelPCR-8), 0)
+	b = append(b, 3, 0, 1<<(KernelPCR-8), 0)
 	values := sha256.Sum256(pcr[:])
 	return sha256.Sum256(append(b, values[:]...))
 }
 
-// signature is an element of the section .pcrsig. systemd-measure(1).
-type signature struct {
-	PCRs      []int  `json:"pcrs"`
-	Key       string `json:"pkfp"` // SHA-256 of the public key's DER
-	Policy    string `json:"pol"`
-	Signature []byte `json:"sig"` // RSASSA with SHA-256, of the policy
+// Signature says of a policy that whoever has the key trusts it: an element of the section .pcrsig. systemd-measure(1).
+type Signature struct {
+	PCRs      []int    `json:"pcrs"`
+	Key       string   `json:"pkfp"` // SHA-256 of the public key's DER, hexadecimal
+	Policy    hexBytes `json:"pol"`
+	Signature []byte   `json:"sig"` // RSASSA with SHA-256, of the policy
+}
+
+// hexBytes are hexadecimal in JSON.
+type hexBytes []byte
+
+// MarshalText implements [encoding.TextMarshaler].
+func (h hexBytes) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (h *hexBytes) UnmarshalText(b []byte) (err error) {
+	*h, err = hex.DecodeString(string(b))
+	return err
+}
+
+// bank is that of a TPM for which there are signatures.
+const bank = "sha256"
+
+// ReadSignatures reads the section .pcrsig, which systemd's stub hands to the initramfs.
+func ReadSignatures(text []byte) ([]Signature, error) {
+	var banks map[string][]Signature
+	if err := json.Unmarshal(text, &banks); err != nil {
+		return nil, fmt.Errorf("signatures of measurements: %w", err)
+	}
+	return banks[bank], nil
+}
+
+// By reports whether it is of a key, by its fingerprint, and of [KernelPCR] alone.
+func (s *Signature) By(key *rsa.PublicKey) bool {
+	der, err := x509.MarshalPKIXPublicKey(key)
+	return err == nil && s.Key == fingerprint(der) && slices.Equal(s.PCRs, []int{KernelPCR})
+}
+
+func fingerprint(der []byte) string {
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:])
 }
 
 // signMeasurements returns sections with .pcrpkey and .pcrsig: the public key, and its signature of what PCR 11 will have.
@@ -99,16 +134,13 @@ func signMeasurements(key *rsa.PrivateKey, sections []section) ([]section, error
 	}
 	public := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 	sections = append(sections, section{".pcrpkey", public}) // measured too
-	policy := policyOf(measure(sections))
+	policy := Policy(measure(sections))
 	hash := sha256.Sum256(policy[:])
 	sig, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, hash[:])
 	if err != nil {
 		return nil, fmt.Errorf("measurement key: %w", err)
 	}
-	fingerprint := sha256.Sum256(der)
-	text, err := json.Marshal(map[string][]signature{"sha256": {{
-		PCRs: []int{kernelPCR}, Key: hex.EncodeToString(fingerprint[:]), Policy: hex.EncodeToString(policy[:]), Signature: sig,
-	}}})
+	text, err := json.Marshal(map[string][]Signature{bank: {{PCRs: []int{KernelPCR}, Key: fingerprint(der), Policy: policy[:], Signature: sig}}})
 	if err != nil {
 		return nil, err
 	}

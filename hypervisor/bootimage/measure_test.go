@@ -1,13 +1,13 @@
 package bootimage
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"os"
 	"os/exec"
@@ -76,17 +76,20 @@ func TestMeasurementSigned(t *testing.T) {
 	if err != nil || !key.PublicKey.Equal(public) {
 		t.Fatalf(".pcrpkey has %v, %v", public, err)
 	}
-	var banks map[string][]signature
-	if err := json.Unmarshal(sections[".pcrsig"], &banks); err != nil || len(banks["sha256"]) != 1 {
+	signatures, err := ReadSignatures(sections[".pcrsig"])
+	if err != nil || len(signatures) != 1 {
 		t.Fatalf(".pcrsig: %v: %s", err, sections[".pcrsig"])
 	}
 	pcr, err := Measurement(image)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, policy := banks["sha256"][0], policyOf(pcr)
-	if s.Policy != hex.EncodeToString(policy[:]) {
-		t.Errorf("the policy signed is %s, of the image %x", s.Policy, policy)
+	s, policy := signatures[0], Policy(pcr)
+	if !bytes.Equal(s.Policy, policy[:]) {
+		t.Errorf("the policy signed is %x, of the image %x", s.Policy, policy)
+	}
+	if other := measurementKey(t); !s.By(&key.PublicKey) || s.By(&other.PublicKey) {
+		t.Error("the signature is not by its key, or by another")
 	}
 	hash := sha256.Sum256(policy[:])
 	if err := rsa.VerifyPKCS1v15(&key.PublicKey, crypto.SHA256, hash[:], s.Signature); err != nil {

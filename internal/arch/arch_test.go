@@ -115,6 +115,11 @@ var rules = []rule{
 		only: []string{"hypervisor/appliance", "hypervisor/bootimage/system", "hypervisor/bootimage/fat", "internal/uevent"},
 	},
 	{
+		why:  "what opens the state knows nothing of the machine around it",
+		of:   []string{"hypervisor/appliance/vault"},
+		only: []string{"hypervisor/bootimage", "hypervisor/bootimage/system", "hypervisor/bootimage/fat"},
+	},
+	{
 		why:   "libraries know nothing of programs and of tests",
 		of:    []string{"hypervisor/...", "passthrough/...", "vgpu/...", "hid/...", "power/...", "console/...", "ui/..."},
 		never: []string{"cmd/...", "e2e/..."},
