@@ -20,6 +20,7 @@ The kernel's parameters that it knows:
 
   lodge.system=HASH:BLOCKS   the system that it goes on with, on an EFI system partition; lodge-image build writes it
   lodge.state=DEVICE         an empty device for the state, if no disk has a file system labelled lodge-state
+  lodge.encrypt=yes          the state is to be encrypted
 `
 
 func main() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"image"
 	"image/color"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -207,6 +208,38 @@ func TestInstantOn(t *testing.T) {
 		if set := s.state(t, "cat "+laptop.TemplateDir+"working-set.json"); !strings.Contains(set, `"off":`) {
 			t.Errorf("what the guest uses first is not known for the next time: %.100q", set)
 		}
+	})
+	step("again and again", func(t *testing.T) { // with those before, and without any that booted in between, 20 starts
+		const more = 17
+		var took []string
+		for i := range more {
+			var p *machine
+			switch i % 3 {
+			case 0:
+				p = s.switchOn(t)
+			case 1:
+				p = s.switchOnFlash(t, s.Disk)
+			case 2:
+				s.Stick = true
+				p = s.switchOn(t)
+				s.Stick = false
+			}
+			before := p.sees("on-again", "the browser", laptop.Shows(laptop.White))
+			d := time.Since(p.On)
+			took = append(took, fmt.Sprintf("%.1f", d.Seconds()))
+			if d > (first+second)/2 {
+				t.Errorf("start %d takes %s, as if it had booted: %s", i, d, first)
+			}
+			check(t, p.Press(t.Context(), "ctrl", "l"))
+			p.sees("on-again", "an answer to a key", func(img image.Image) bool { return !bytes.Equal(pixels(img), pixels(before)) })
+			if i == more-1 {
+				p.button()
+				break
+			}
+			time.Sleep(rand.N(3 * time.Second))
+			check(t, p.Cut())
+		}
+		t.Logf("power to browser, from disk, flash and stick in turn: %s s", strings.Join(took, " "))
 	})
 	step("damaged template", func(t *testing.T) {
 		s.damage(t)

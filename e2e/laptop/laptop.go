@@ -87,6 +87,7 @@ type Laptop struct {
 	Main       string // the main guest's disk
 	Display    string // QEMU's -display; none if empty
 	TPM        string // directory of a TPM's memory; there is no TPM if it is empty
+	Stick      bool   // the disk with Lodge is a USB stick
 	Console    string // the kernel's console that pages are on: ttyS0, or tty0 for the screen
 }
 
@@ -246,7 +247,12 @@ func (l *Laptop) powered(ctx context.Context, disks []string, parts ...string) (
 		case l.Main:
 			options = ",snapshot=on"
 		}
-		parts = append(parts, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s%s", i, d, options), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d%s", i, place))
+		device := "virtio-blk-pci"
+		if d == l.Disk && l.Stick {
+			parts = append(parts, "-device", "qemu-xhci,addr=0x1e")
+			device = "usb-storage"
+		}
+		parts = append(parts, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s%s", i, d, options), "-device", fmt.Sprintf("%s,drive=d%d%s", device, i, place))
 	}
 	udp, err := net.ListenPacket("udp", "127.0.0.1:0") // a port that is free
 	if err != nil {

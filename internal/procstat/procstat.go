@@ -77,8 +77,9 @@ func parse(b []byte) (Stat, error) {
 		return Stat{}, fmt.Errorf("statistics that are not as proc_pid_stat(5) describes them: %.40q", b)
 	}
 	var v [fieldRSS + 1]uint64
-	for _, i := range []int{fieldUser, fieldSys, fieldStart, fieldRSS} {
-		n, err := strconv.ParseUint(string(fields[i]), 10, 50)
+	// Bits of what is sensible: 87 years in ticks, so that a sum of two in nanoseconds is a Duration; 4 EiB in pages.
+	for i, bits := range map[int]int{fieldUser: 38, fieldSys: 38, fieldStart: 64, fieldRSS: 50} {
+		n, err := strconv.ParseUint(string(fields[i]), 10, bits)
 		if err != nil {
 			return Stat{}, fmt.Errorf("field %d of its statistics: %w", i+3, err)
 		}

@@ -53,6 +53,8 @@ func TestOf(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("1 (x) S 1 1 1 0 -1 0 0 0 0 0 1 2 0 0 20 0 7 0 9 10 11 12"))
 	f.Add([]byte("1 () ) S"))
+	f.Add([]byte("1 (x) S 1 1 1 0 -1 0 0 0 0 0 274877906943 274877906943 0 0 20 0 7 0 9 10 11 12"))
+	f.Add([]byte("1 (x) S 1 1 1 0 -1 0 0 0 0 0 1 733333333333333 0 0 20 0 7 0 9 10 11 12"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if s, err := parse(b); err == nil && (s.CPU < 0 || s.Resident%uint64(os.Getpagesize()) != 0) {
 			t.Errorf("%+v of %q", s, b)
