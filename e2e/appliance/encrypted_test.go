@@ -29,14 +29,14 @@ func newSafe(t *testing.T) *safe {
 	b, err := lodgeimage.NewBuilder(t.Output())
 	check(t, err)
 	dir := t.TempDir()
-	for _, key := range []string{"ours", "another"} {
+	for _, key := range []string{"ours.key", "theirs.key"} {
 		out, err := exec.Command("openssl", "genrsa", "-out", filepath.Join(dir, key), "2048").CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
 	s := &safe{t: t}
-	s.Laptop, err = laptop.New(t.Context(), b, dir, laptop.Config{NoGuests: true, OnScreen: true, Build: []string{"--encrypt", "--pcr-key=" + filepath.Join(dir, "ours")}})
+	s.Laptop, err = laptop.New(t.Context(), b, dir, laptop.Config{NoGuests: true, OnScreen: true, Build: []string{"--encrypt", "--pcr-key=" + filepath.Join(dir, "ours.key")}})
 	check(t, err)
 	s.newTPM()
 	return s
@@ -55,7 +55,7 @@ func (s *safe) newTPM() {
 func (s *safe) update(release, key string, change func(uki []byte) []byte) {
 	s.t.Helper()
 	out := filepath.Join(s.Dir, release)
-	_, err := s.Build(s.t.Context(), out, release, "--media=uki", "--encrypt", "--pcr-key="+filepath.Join(s.Dir, key))
+	_, err := s.Build(s.t.Context(), out, release, "--media=uki", "--encrypt", "--pcr-key="+filepath.Join(s.Dir, key+".key"))
 	check(s.t, err)
 	name := filepath.Join(out, "lodge.efi")
 	uki, err := os.ReadFile(name)
@@ -131,7 +131,7 @@ func TestEncrypted(t *testing.T) {
 		why       string
 	}{
 		{"changed", "ours", func(uki []byte) []byte { return bytes.Replace(uki, []byte("panic=-1"), []byte("panic=99"), 1) }, "the image was changed"},
-		{"another", "another", func(uki []byte) []byte { return uki }, "signed with another key"},
+		{"another", "theirs", func(uki []byte) []byte { return uki }, "signed with another key"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s.t = t

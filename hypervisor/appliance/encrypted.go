@@ -70,7 +70,7 @@ func (m *machine) openVault(device string) (inside, kind string, err error) {
 			m.log.Info("state: the TPM does not open it", "err", err)
 			err = m.askVault(VaultOpen, device, &question{
 				title:  "The state of this computer is encrypted",
-				text:   "Its TPM does not open it: " + err.Error() + ". If you did not expect that, somebody may have changed the computer: then do not type the passphrase here.",
+				text:   "No TPM opens it: " + err.Error() + ". If you did not expect that, somebody may have changed the computer: then do not type the passphrase here.",
 				fields: []string{"Passphrase"},
 				keys:   "Enter opens  Esc goes on without the state",
 			})
