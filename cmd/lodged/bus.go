@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"os"
+	"strings"
+	"time"
 
 	"github.com/lodgehv/lodge/hypervisor/manager/api"
 	"github.com/lodgehv/lodge/internal/program"
@@ -20,6 +23,9 @@ func offer(ctx context.Context, cfg api.Config) (<-chan struct{}, error) {
 		cfg.Auth = api.Polkit{}
 	}
 	cfg.Version = program.Version()
+	if path, ok := strings.CutPrefix(cfg.Bus, "unix:path="); ok {
+		awaitSocket(ctx, path)
+	}
 	ready, failed := make(chan struct{}, 1), make(chan error, 1)
 	go func() {
 		defer close(end)
@@ -35,6 +41,15 @@ func offer(ctx context.Context, cfg api.Config) (<-chan struct{}, error) {
 		return end, nil
 	case err := <-failed:
 		return end, err
+	}
+}
+
+// awaitSocket waits a little for a bus that is started at the same time: guests are started meanwhile.
+func awaitSocket(ctx context.Context, path string) {
+	for until := time.Now().Add(10 * time.Second); ctx.Err() == nil && time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
 	}
 }
 

@@ -39,7 +39,8 @@ func sayCameUp(ctx context.Context, _ []string) error {
 	return nil
 }
 
-// memoryInUse returns how much memory is not available any more, what can be dropped not counted, and how much there is, bytes: proc(5).
+// memoryInUse returns how much memory is in use, without what can be dropped, and how much there is, bytes: proc(5). It is not what MemAvailable leaves: the kernel
+// counts its reserve against that, which is a share of the memory and has nothing in it.
 func memoryInUse() (used, total uint64, err error) {
 	b, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
@@ -52,11 +53,11 @@ func memoryInUse() (used, total uint64, err error) {
 			kib[name] = n
 		}
 	}
-	total, available := kib["MemTotal"]<<10, kib["MemAvailable"]<<10
-	if total == 0 || available == 0 || available > total {
+	total, free := kib["MemTotal"]<<10, (kib["MemFree"]+kib["Active(file)"]+kib["Inactive(file)"]+kib["SReclaimable"])<<10
+	if total == 0 || free == 0 || free > total {
 		return 0, 0, errors.New("/proc/meminfo does not say")
 	}
-	return total - available, total, nil
+	return total - free, total, nil
 }
 
 // cameUp marks the slot whose file is running, once the manager and the seat have answered for a while.

@@ -144,9 +144,9 @@ func TestEncrypted(t *testing.T) {
 			m.button()
 		})
 	}
-	t.Run("cleared", func(t *testing.T) {
+	t.Run("cleared", func(t *testing.T) { // of an image that is signed as the last one, which the passphrase has made the one to trust
 		s.t = t
-		s.update("3", "ours", func(uki []byte) []byte { return uki })
+		s.update("3", "theirs", func(uki []byte) []byte { return uki })
 		s.newTPM()
 		m := s.switchOn()
 		m.await("the TPM was cleared, or is another one", asked)

@@ -50,6 +50,7 @@ type machine struct {
 	late    context.Context // done when a shutdown has taken too long: the watchdog resets the machine
 	giveUp  context.CancelFunc
 	plugs   func() // ends the loading of modules for devices that come
+	modules *modules
 }
 
 // IsInit reports whether this process is the first one of a machine, as opposed to that of a container.
@@ -119,6 +120,8 @@ func (m *machine) begin() {
 	check("root directory", rootErr)
 	check("mounts", mountErr)
 	check("the kernel's log is limited", limitErr)
+	// Else programs have memory in pieces of 2 MiB of which they use a part.
+	check("huge pages", os.WriteFile("/sys/kernel/mm/transparent_hugepage/enabled", []byte("madvise"), 0o644))
 	check("environment", errors.Join(
 		os.Setenv("PATH", "/bin:/usr/bin:/usr/sbin"), os.Setenv("HOME", "/"), unix.Sethostname([]byte("lodge")),
 		os.MkdirAll("/etc", 0o755), os.WriteFile("/etc/passwd", []byte("root:x:0:0::/:/bin/false\n"), 0o644)))
@@ -200,10 +203,9 @@ func (m *machine) loadModules(names []string) error {
 	if err := serveModprobe(); err != nil {
 		m.log.Warn("modules that the kernel asks for are not loaded", "err", err)
 	}
-	for _, name := range names {
-		mods.module(name)
-	}
 	err = mods.coldplug("/sys")
+	mods.modules(names...)
+	m.modules = mods
 	go func() {
 		if err := mods.hotplug(ctx, events); err != nil {
 			m.log.Error("devices that come are not seen", "err", err)
@@ -294,6 +296,8 @@ func (m *machine) mountState() (problem, err error) {
 			StateLabel, device)
 	}
 	if err == nil {
+		m.modules.modules("crc32c_generic") // the kernel would ask for both itself, which takes longer
+		m.modules.modules(kind)
 		if problem, err = mountState(device, kind); err == nil {
 			m.log.Info("state", "device", device, "kind", kind, "writable", problem == nil)
 			return problem, nil

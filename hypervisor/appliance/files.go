@@ -11,7 +11,7 @@ import (
 )
 
 // alwaysLoad are modules that no device and no name makes the kernel ask for.
-var alwaysLoad = []string{"tun", "vhost_vsock", "evdev"}
+var alwaysLoad = []string{"tun", "vhost_vsock", "evdev", "efivarfs"}
 
 // EarlyModules returns the names of the kernel modules without which the disk with the system is not found, or somebody could not be told:
 // the initramfs has them.

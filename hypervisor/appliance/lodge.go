@@ -3,7 +3,6 @@ package appliance
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"time"
@@ -56,7 +55,7 @@ func Lodge() Config {
 		Services: []Service{
 			{Name: "bus", Args: []string{"/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--config-file=" + busConfig}, Before: writeBusConfig},
 			{Name: "lodged", Args: []string{lodged, "--config-dir=" + ConfigDir, "--state-dir=" + LibDir, "--run-dir=" + RunDir, "--bus=" + BusAddress,
-				"--seat=" + SeatControl}, Before: awaitBus},
+				"--seat=" + SeatControl}},
 			{Name: "uplink", Args: []string{lodged, RoleUplink}, Before: prepareUplink, Nice: 10, Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}},
 			{Name: "lodge-seat", Args: []string{lodged, RoleSeat}},
 			{Name: "came-up", Args: []string{lodged, RoleCameUp}, Before: letOthersBegin, Once: true},
@@ -75,22 +74,6 @@ func writeBusConfig(context.Context) error {
 		return err
 	}
 	return os.WriteFile(busConfig, []byte(busText), 0o600)
-}
-
-// awaitBus waits a little for the bus.
-func awaitBus(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	for {
-		if _, err := os.Stat(busSocket); err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s: there is no bus: %w", busSocket, ctx.Err())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }
 
 // beginning is how long what is not urgent waits, until guests are there.

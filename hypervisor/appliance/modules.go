@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/u-root/u-root/pkg/kmodule"
 	"golang.org/x/sys/unix"
@@ -65,12 +66,14 @@ func (a aliases) match(modalias string) []string {
 	return found
 }
 
-// modules loads kernel modules. It is for one goroutine.
+// modules loads kernel modules, each once, side by side: many wait for their devices while they are loaded.
 type modules struct {
 	aliases aliases
 	load    func(name, params string) error
-	tried   map[string]bool
 	log     *slog.Logger
+
+	mu    sync.Mutex
+	tried map[string]<-chan struct{} // closed when it is loaded, or cannot be
 }
 
 // openModules reads the indices of this kernel's modules.
@@ -92,29 +95,58 @@ func openModules(log *slog.Logger) (*modules, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kernel modules: %w", err)
 	}
-	return &modules{aliases: a, load: p.Probe, tried: make(map[string]bool), log: log}, nil
+	return &modules{aliases: a, load: p.Probe, tried: make(map[string]<-chan struct{}), log: log}, nil
 }
 
-// device loads what drives a device, once.
-func (m *modules) device(modalias string) {
+// device begins to load what drives a device, and returns what is closed when that is loaded which services need when they start: KVM, and what
+// screens need (PCI class 3).
+func (m *modules) device(modalias string) (urgent []<-chan struct{}) {
+	screen := strings.HasPrefix(modalias, "pci:") && strings.Contains(modalias, "bc03")
 	for _, name := range m.aliases.match(modalias) {
-		m.module(name)
+		if c := m.module(name); screen || strings.HasPrefix(name, "kvm") {
+			urgent = append(urgent, c)
+		}
+	}
+	return urgent
+}
+
+// module begins to load a module, and returns what is closed when that is done. That there is no such hardware is no fault.
+func (m *modules) module(name string) (loaded <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c, ok := m.tried[name]; ok {
+		return c
+	}
+	done := make(chan struct{})
+	m.tried[name] = done
+	go func() {
+		defer close(done)
+		if err := m.load(name, ""); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EOPNOTSUPP) {
+			m.log.Warn("kernel module", "module", name, "err", err)
+		}
+	}()
+	return done
+}
+
+// modules loads some, and returns when that is done.
+func (m *modules) modules(names ...string) {
+	var loading []<-chan struct{}
+	for _, name := range names {
+		loading = append(loading, m.module(name))
+	}
+	await(loading)
+}
+
+func await(all []<-chan struct{}) {
+	for _, c := range all {
+		<-c
 	}
 }
 
-// module loads a module, once. That there is no such hardware is no fault.
-func (m *modules) module(name string) {
-	if m.tried[name] {
-		return
-	}
-	m.tried[name] = true
-	if err := m.load(name, ""); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EOPNOTSUPP) {
-		m.log.Warn("kernel module", "module", name, "err", err)
-	}
-}
-
-// coldplug loads what drives the devices that are there: those in a sysfs.
+// coldplug begins to load what drives the devices that are there: those in a sysfs. It waits for what is urgent.
 func (m *modules) coldplug(sys string) error {
+	var urgent []<-chan struct{}
+	defer func() { await(urgent) }()
 	return filepath.WalkDir(filepath.Join(sys, "devices"), func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			if errors.Is(err, fs.ErrNotExist) { // it has gone meanwhile
@@ -126,7 +158,7 @@ func (m *modules) coldplug(sys string) error {
 			return nil
 		}
 		if b, err := os.ReadFile(p); err == nil { // of a device that has gone there is nothing to load
-			m.device(strings.TrimSpace(string(b)))
+			urgent = append(urgent, m.device(strings.TrimSpace(string(b)))...)
 		}
 		return nil
 	})

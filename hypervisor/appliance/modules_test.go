@@ -5,7 +5,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -51,10 +53,11 @@ func TestAliases(t *testing.T) {
 	}
 }
 
-// Each module is loaded once, whatever asks for it and however it ends.
+// Each module is loaded once, whatever asks for it and however it ends; what services need at once is waited for, and nothing else.
 func TestColdplug(t *testing.T) {
 	sys := t.TempDir()
-	for dev, alias := range map[string]string{"a": "pci:v00001AF4d00001042sv0sd0bc0sc0i0\n", "a/b": "pci:v00001AF4d00001042sv1sd0bc0sc0i0\n", "c": "fs-ext4\n"} {
+	for dev, alias := range map[string]string{"a": "pci:v00001AF4d00001042sv0sd0bc0sc0i0\n", "a/b": "pci:v00001AF4d00001042sv1sd0bc0sc0i0\n", "c": "fs-ext4\n",
+		"cpu": "cpu:type:x86,ven0002fam0017mod0001:feature:,0000,00C2,00C3\n"} {
 		d := filepath.Join(sys, "devices", dev)
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			t.Fatal(err)
@@ -67,9 +70,16 @@ func TestColdplug(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var mu sync.Mutex
 	var loaded []string
 	var log strings.Builder
-	m := &modules{aliases: a, tried: make(map[string]bool), log: slog.New(slog.NewTextHandler(&log, nil)), load: func(name, _ string) error {
+	disk := make(chan struct{}) // until it is there
+	m := &modules{aliases: a, tried: make(map[string]<-chan struct{}), log: slog.New(slog.NewTextHandler(&log, nil)), load: func(name, _ string) error {
+		if name == "virtio_pci" {
+			<-disk
+		}
+		mu.Lock()
+		defer mu.Unlock()
 		loaded = append(loaded, name)
 		if name == "ext4" {
 			return errors.New("out of order")
@@ -79,7 +89,15 @@ func TestColdplug(t *testing.T) {
 	if err := errors.Join(m.coldplug(sys), m.coldplug(sys)); err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff([]string{"virtio_pci", "ext4"}, loaded); d != "" {
+	mu.Lock()
+	if !slices.Contains(loaded, "kvm_amd") {
+		t.Error("KVM was not waited for")
+	}
+	mu.Unlock()
+	close(disk)
+	m.modules("virtio_pci", "ext4")
+	slices.Sort(loaded)
+	if d := cmp.Diff([]string{"ext4", "kvm_amd", "virtio_pci"}, loaded); d != "" {
 		t.Errorf("loaded (-want +got):\n%s", d)
 	}
 	if s := log.String(); strings.Contains(s, "virtio_pci") || !strings.Contains(s, "out of order") {

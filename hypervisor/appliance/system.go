@@ -54,7 +54,7 @@ func mountSystem(cmdline string, until time.Time) (device string, err error) {
 			return "", errors.Join(fmt.Errorf("%w: %s on an EFI system partition: plug in the disk that it was installed to, or update it with the build of the image that was started",
 				errNoSystem, id.Path()), trouble)
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond)
 	}
 	if err := checkedDevice(*id, device, pieces); err != nil {
 		return "", fmt.Errorf("system on %s: %w", device, err)
@@ -171,12 +171,9 @@ func devicePath(name string) (string, error) {
 	return fmt.Sprintf("/dev/dm-%d", unix.Minor(info.DevNo)), nil
 }
 
-// linkSystem makes directories of a system that is mounted in dir those of root: what is there by these names is put aside.
+// linkSystem makes directories of a system that is mounted in dir those of root: what is there by these names is removed. It is in an initramfs, which is
+// memory.
 func linkSystem(root, dir string) error {
-	const aside = ".initramfs"
-	if err := os.MkdirAll(filepath.Join(root, aside), 0o700); err != nil {
-		return err
-	}
 	for _, name := range []string{"bin", "lib", "lib64", "usr"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); errors.Is(err, os.ErrNotExist) {
 			continue
@@ -184,7 +181,7 @@ func linkSystem(root, dir string) error {
 			return err
 		}
 		link := filepath.Join(root, name)
-		if err := os.Rename(link, filepath.Join(root, aside, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.RemoveAll(link); err != nil {
 			return err
 		}
 		if err := os.Symlink(filepath.Join(dir, name), link); err != nil {

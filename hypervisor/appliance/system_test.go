@@ -95,7 +95,7 @@ func TestESPPartitions(t *testing.T) {
 	}
 }
 
-// Directories of the system become the machine's; what was there is put aside, and others stay.
+// Directories of the system become the machine's; what was there is removed, and others stay.
 func TestLinkSystem(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "system")
