@@ -96,7 +96,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 // figures are all that can be measured. guests, which is started when one of them needs it, is the caller's to close.
 func figures(vmm, seat, dir string, guests *pair) []figure {
 	return slices.Concat(processes(vmm, dir), []figure{managed(vmm, dir)}, fleet(vmm, dir), []figure{exits(dir), restore(dir)}, switches(dir), []figure{keys(dir)}, updates(dir),
-		[]figure{idle(seat, dir)}, snapshots(vmm, dir), []figure{starts(vmm)}, transfers(guests), []figure{powerOns(dir), inUse(dir)})
+		[]figure{idle(seat, dir)}, snapshots(vmm, dir), []figure{starts(vmm)}, transfers(guests), append(powerOns(dir), inUse(dir)))
 }
 
 func write(file string, results []result) error {

@@ -88,6 +88,7 @@ type Laptop struct {
 	Display    string // QEMU's -display; none if empty
 	TPM        string // directory of a TPM's memory; there is no TPM if it is empty
 	Stick      bool   // the disk with Lodge is a USB stick
+	Counted    bool   // its clock counts instructions
 	Console    string // the kernel's console that pages are on: ttyS0, or tty0 for the screen
 }
 
@@ -225,34 +226,35 @@ func (l *Laptop) Run(ctx context.Context, args ...string) (string, error) {
 
 // FromDisk switches the notebook on; its firmware starts Lodge from the disk. There may be other disks, as that of the main guest.
 func (l *Laptop) FromDisk(ctx context.Context, others ...string) (*Machine, error) {
-	return l.powered(ctx, append([]string{l.Disk}, others...), "-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+	return l.powered(ctx, true, append([]string{l.Disk}, others...), "-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
 		"-drive", "if=pflash,format=raw,unit=1,file="+l.Vars)
 }
 
 // FromFlash switches on a notebook with Lodge in its flash. Disks are that with Lodge, and that of the main guest; or less.
 func (l *Laptop) FromFlash(ctx context.Context, disks ...string) (*Machine, error) {
-	return l.powered(ctx, disks, "-drive", "if=pflash,format=raw,unit=0,snapshot=on,file="+l.ROM)
+	return l.powered(ctx, false, disks, "-drive", "if=pflash,format=raw,unit=0,snapshot=on,file="+l.ROM)
 }
 
-// powered switches on a notebook with disks and other parts. The main guest's disk is not changed.
-func (l *Laptop) powered(ctx context.Context, disks []string, parts ...string) (*Machine, error) {
+// powered switches on a notebook with disks and other parts, and has its firmware start the disk with Lodge, as from its boot menu: OVMF would start its shell
+// before a disk that is new to its variables. The main guest's disk is not changed.
+func (l *Laptop) powered(ctx context.Context, start bool, disks []string, parts ...string) (*Machine, error) {
 	for i, d := range disks {
-		options, place := "", ""
-		if i > 0 {
-			place = fmt.Sprintf(",addr=%#x", 0x10+i) // the others stay where they were: OVMF would not find its way to the disk
-		}
+		options, first := "", ""
 		switch d {
 		case l.Disk:
 			options = l.Options
+			if start {
+				first = ",bootindex=0"
+			}
 		case l.Main:
 			options = ",snapshot=on"
 		}
 		device := "virtio-blk-pci"
 		if d == l.Disk && l.Stick {
-			parts = append(parts, "-device", "qemu-xhci,addr=0x1e")
+			parts = append(parts, "-device", "qemu-xhci")
 			device = "usb-storage"
 		}
-		parts = append(parts, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s%s", i, d, options), "-device", fmt.Sprintf("%s,drive=d%d%s", device, i, place))
+		parts = append(parts, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s%s", i, d, options), "-device", fmt.Sprintf("%s,drive=d%d%s", device, i, first))
 	}
 	udp, err := net.ListenPacket("udp", "127.0.0.1:0") // a port that is free
 	if err != nil {
@@ -270,6 +272,9 @@ func (l *Laptop) powered(ctx context.Context, disks []string, parts ...string) (
 		}
 		parts = append(parts, "-chardev", "socket,id=tpm,path="+socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0")
 	}
+	if l.Counted {
+		parts = append(parts, counted...)
+	}
 	display := l.Display
 	if display == "" {
 		display = "none"
@@ -286,7 +291,9 @@ func (l *Laptop) powered(ctx context.Context, disks []string, parts ...string) (
 	if err != nil {
 		return nil, err
 	}
-	go keepAwake(m.done, port)
+	if !l.Counted { // it would be counted
+		go keepAwake(m.done, port)
+	}
 	return m, nil
 }
 

@@ -14,6 +14,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,6 +50,13 @@ type Machine struct {
 	out bytes.Buffer
 }
 
+// Accelerators of a machine: QEMU's arguments.
+var (
+	emulated = []string{"-accel", "tcg,thread=multi"}
+	// counted has a clock that advances by one nanosecond for each instruction: what it says of times is a count of them, and of waiting.
+	counted = []string{"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on"}
+)
+
 // Start switches on a machine of some parts, which are QEMU's arguments. Close it.
 func Start(ctx context.Context, parts ...string) (*Machine, error) {
 	dir, err := os.MkdirTemp("", "laptop-")
@@ -64,7 +74,10 @@ func Start(ctx context.Context, parts ...string) (*Machine, error) {
 }
 
 func (m *Machine) start(ctx context.Context, parts []string) error {
-	args := append([]string{"-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt", "-M", "q35,max-fw-size=16777216", "-nodefaults", "-no-reboot"}, parts...)
+	args := append([]string{"-cpu", "EPYC,+svm,+npt", "-M", "q35,sata=off,max-fw-size=16777216", "-nodefaults", "-no-reboot"}, parts...)
+	if !slices.Contains(parts, "-accel") {
+		args = append(args, emulated...)
+	}
 	conns := make([]net.Conn, 2)
 	listeners := make([]net.Listener, 2)
 	for i, option := range []string{"-serial", "-qmp"} {
@@ -153,6 +166,15 @@ func (m *Machine) Await(ctx context.Context, texts ...string) error {
 		}
 	}
 	return nil
+}
+
+// Clock returns when the kernel first said a line that a pattern matches, by its clock, in seconds.
+func (m *Machine) Clock(pattern string) (float64, error) {
+	found := regexp.MustCompile(`(?m)^\[ *([0-9.]+)\] .*` + pattern).FindStringSubmatch(m.Said())
+	if found == nil {
+		return 0, fmt.Errorf("the machine has not said %q", pattern)
+	}
+	return strconv.ParseFloat(found[1], 64)
 }
 
 // Key types on the console.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -82,6 +83,7 @@ func Run(cfg Config) error {
 		for _, s := range cfg.Services {
 			services.Go(func() { sv.run(ctx, s) })
 		}
+		time.AfterFunc(beginning, debug.FreeOSMemory) // that the tables of modules took
 		ending = m.wait()
 	}
 	m.shutdown(ending, stop, &services)

@@ -131,9 +131,14 @@ func (v *Vault) Make(ctx context.Context, passphrase []byte) error {
 	}
 	out, err := exec.CommandContext(ctx, Mke2fs, "-q", "-F", "-t", "ext4", "-L", v.Label, "/dev/mapper/"+v.Name).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("mke2fs: %w: %s", err, bytes.TrimSpace(out))
+		err = fmt.Errorf("mke2fs: %w: %s", err, bytes.TrimSpace(out))
+	} else {
+		_, err = v.cryptsetup(ctx, nil, nil, "config", "--label="+v.Label, v.Device)
 	}
-	_, err = v.cryptsetup(ctx, nil, nil, "config", "--label="+v.Label, v.Device)
+	if err != nil { // so that it can be tried again
+		_, e := v.cryptsetup(ctx, nil, nil, "close", v.Name)
+		err = errors.Join(err, e)
+	}
 	return err
 }
 
