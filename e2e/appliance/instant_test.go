@@ -236,7 +236,7 @@ func TestInstantOn(t *testing.T) {
 				p.button()
 				break
 			}
-			time.Sleep(rand.N(3 * time.Second))
+			time.Sleep(rand.N(1500 * time.Millisecond))
 			check(t, p.Cut())
 		}
 		t.Logf("power to browser, from disk, flash and stick in turn: %s s", strings.Join(took, " "))
