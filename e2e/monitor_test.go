@@ -240,6 +240,7 @@ func (r *monitorRig) startSeat(ctx context.Context, t *testing.T, show string) {
 	for _, k := range pictures {
 		r.seat.await(ctx, t, 0, fmt.Sprintf(`"guest":%q,"there":true`, k.name))
 	}
+	r.seat.await(ctx, t, 0, `name="QEMU Virtio Keyboard" kind=keyboard`) // which chords are pressed on
 }
 
 // testMonitors are what can be plugged into the notebook's outputs.
