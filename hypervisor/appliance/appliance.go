@@ -206,7 +206,7 @@ func (m *machine) loadModules(names []string) error {
 		m.log.Warn("modules that the kernel asks for are not loaded", "err", err)
 	}
 	err = mods.coldplug("/sys")
-	mods.modules(names...)
+	mods.loadAll(names...)
 	m.modules = mods
 	go func() {
 		if err := mods.hotplug(ctx, events); err != nil {
@@ -298,8 +298,8 @@ func (m *machine) mountState() (problem, err error) {
 			StateLabel, device)
 	}
 	if err == nil {
-		m.modules.modules("crc32c_generic") // the kernel would ask for both itself, which takes longer
-		m.modules.modules(kind)
+		m.modules.loadAll("crc32c_generic") // the kernel would ask for both itself, which takes longer
+		m.modules.loadAll(kind)
 		if problem, err = mountState(device, kind); err == nil {
 			m.log.Info("state", "device", device, "kind", kind, "writable", problem == nil)
 			return problem, nil

@@ -70,60 +70,20 @@ func (p *page) show(ctx context.Context, s tcell.Screen) Choice {
 
 // draw draws the page: the problem, the end of the log, the keys.
 func (p *page) draw(s tcell.Screen) {
-	w, h := s.Size()
-	s.Clear()
-	y := 0
-	put := func(style tcell.Style, text string) {
-		for _, l := range wrap(text, w) {
-			if y < h-1 {
-				s.PutStrStyled(0, y, l, style)
-			}
-			y++
-		}
-	}
-	bold := tcell.StyleDefault.Bold(true)
-	put(bold.Reverse(true), fmt.Sprintf("%-*s", w, " Lodge: something is wrong"))
-	put(tcell.StyleDefault, "")
-	put(bold, p.problem)
-	put(tcell.StyleDefault, "")
-	for _, l := range p.log(max(0, h-y-2)) {
-		put(tcell.StyleDefault, cut(l, w))
+	t := newSheet(s, "Lodge: something is wrong")
+	t.put(boldStyle, p.problem)
+	t.put(plainStyle, "")
+	for _, l := range p.log(t.rest()) {
+		t.put(plainStyle, cut(l, t.w))
 	}
 	var keys []string
 	for _, c := range choices {
 		keys = append(keys, c.key+" "+c.does)
 	}
-	help := " " + strings.Join(keys, "  ")
 	if !p.until.IsZero() {
-		help += fmt.Sprintf("  (goes on in %d s)", max(0, int(time.Until(p.until).Seconds()+1)))
+		keys = append(keys, fmt.Sprintf("(goes on in %d s)", max(0, int(time.Until(p.until).Seconds()+1))))
 	}
-	s.PutStrStyled(0, h-1, cut(help, w), bold)
-	s.Show()
-}
-
-// cut returns the beginning of a line that fits into w columns.
-func cut(line string, w int) string {
-	r := []rune(line)
-	return string(r[:min(len(r), w)])
-}
-
-// wrap breaks a text into lines of at most w columns, at spaces where there are some. An empty text is one empty line.
-func wrap(text string, w int) []string {
-	w = max(w, 1)
-	r := []rune(strings.Map(printable, strings.ReplaceAll(text, "\n", " ")))
-	var lines []string
-	for len(r) > w {
-		n := w
-		for i := w; i > w/2; i-- {
-			if r[i] == ' ' {
-				n = i
-				break
-			}
-		}
-		lines = append(lines, string(r[:n]))
-		r = []rune(strings.TrimLeft(string(r[n:]), " "))
-	}
-	return append(lines, string(r))
+	t.end(strings.Join(keys, "  "))
 }
 
 // consolePage returns a screen for a page, which done ends.

@@ -128,8 +128,8 @@ func (m *modules) module(name string) (loaded <-chan struct{}) {
 	return done
 }
 
-// modules loads some, and returns when that is done.
-func (m *modules) modules(names ...string) {
+// loadAll loads some, and returns when that is done.
+func (m *modules) loadAll(names ...string) {
 	var loading []<-chan struct{}
 	for _, name := range names {
 		loading = append(loading, m.module(name))

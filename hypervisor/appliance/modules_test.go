@@ -95,7 +95,7 @@ func TestColdplug(t *testing.T) {
 	}
 	mu.Unlock()
 	close(disk)
-	m.modules("virtio_pci", "ext4")
+	m.loadAll("virtio_pci", "ext4")
 	slices.Sort(loaded)
 	if d := cmp.Diff([]string{"ext4", "kvm_amd", "virtio_pci"}, loaded); d != "" {
 		t.Errorf("loaded (-want +got):\n%s", d)

@@ -3,7 +3,6 @@ package appliance
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"strings"
 
 	"github.com/gdamore/tcell/v3"
@@ -86,34 +85,21 @@ func (q *question) key(e *tcell.EventKey) (answer []byte) {
 	return nil
 }
 
+// draw draws the page. Of what is typed only the length is seen.
 func (q *question) draw(s tcell.Screen) {
-	w, h := s.Size()
-	s.Clear()
-	y := 0
-	put := func(style tcell.Style, text string) {
-		for _, l := range wrap(text, w) {
-			if y < h-1 {
-				s.PutStrStyled(0, y, l, style)
-			}
-			y++
-		}
-	}
-	bold := tcell.StyleDefault.Bold(true)
-	put(bold.Reverse(true), fmt.Sprintf("%-*s", w, " "+q.title))
-	put(tcell.StyleDefault, "")
-	put(tcell.StyleDefault, q.text)
-	put(tcell.StyleDefault, "")
-	put(tcell.StyleDefault, "Keys are those of a US keyboard.")
-	put(tcell.StyleDefault, "")
+	t := newSheet(s, q.title)
+	t.put(plainStyle, q.text)
+	t.put(plainStyle, "")
+	t.put(plainStyle, "Keys are those of a US keyboard.")
+	t.put(plainStyle, "")
 	if q.busy {
-		put(bold, "One moment ...")
+		t.put(boldStyle, "One moment ...")
 	} else {
 		for i, typed := range q.typed {
-			put(bold, q.fields[i]+": "+strings.Repeat("*", len([]rune(string(typed))))+"_")
+			t.put(boldStyle, q.fields[i]+": "+strings.Repeat("*", len([]rune(string(typed))))+"_")
 		}
 	}
-	put(tcell.StyleDefault, "")
-	put(bold, q.problem)
-	s.PutStrStyled(0, h-1, cut(" "+q.keys, w), bold)
-	s.Show()
+	t.put(plainStyle, "")
+	t.put(boldStyle, q.problem)
+	t.end(q.keys)
 }

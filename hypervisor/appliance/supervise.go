@@ -158,16 +158,17 @@ func (r *reaper) converse(log io.Writer, input []byte, args ...string) (said str
 		in.Close()
 		return "", err
 	}
-	defer out.Close()
 	cmd.Stdout = w
 	_, end, err := r.start(cmd)
 	in.Close()
 	w.Close()
 	if err != nil {
+		out.Close()
 		return "", err
 	}
 	const most = 4 << 10
 	b, err := io.ReadAll(io.LimitReader(out, most))
+	out.Close() // who says more is not to wait for us
 	if s := <-end; !s.Exited() || s.ExitStatus() != 0 {
 		err = fmt.Errorf("%s: %w", args[0], ended(s))
 	}
