@@ -33,12 +33,10 @@ func keepVault(ctx context.Context, args []string) error {
 }
 
 func useVault(ctx context.Context, v *vault.Vault, do string, passphrase []byte, log *slog.Logger) (said string, err error) {
-	image, err := vault.ReadImage()
-	if err != nil {
-		return "", err
-	}
+	image, noImage := vault.ReadImage() // the passphrase does without
 	tpm, noTPM := vault.OpenTPM()
 	if noTPM == nil {
+		noTPM = noImage
 		defer func() {
 			if err := errors.Join(vault.Leave(tpm), tpm.Close()); err != nil {
 				log.Error("the TPM may give the state's key to programs that run from now on", "err", err)

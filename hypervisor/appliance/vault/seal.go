@@ -17,6 +17,7 @@ import (
 
 // Reasons for which a TPM does not give a key out.
 var (
+	errFirmware      = errors.New("the firmware's Secure Boot is not as it was: it was switched, or its keys were changed")
 	errOtherTPM      = errors.New("the TPM was cleared, or is another one")
 	errUnsigned      = errors.New("the image was built without --pcr-key: it has no signature of what the TPM measures")
 	errOtherKey      = errors.New("the image is signed with another key than the one that the state trusts")
@@ -29,6 +30,7 @@ type sealed struct {
 	Type     string   `json:"type"`     // tokenType
 	Keyslots []string `json:"keyslots"` // that the key opens
 	Parent   []byte   `json:"parent"`   // name of the TPM's storage root key
+	Firmware []byte   `json:"firmware"` // PCR 7 when it was sealed
 	Public   []byte   `json:"public"`   // TPM2B_PUBLIC and
 	Private  []byte   `json:"private"`  // TPM2B_PRIVATE, of the object with the key
 	Trusted  []byte   `json:"trusted"`  // PEM of the public key that signs images
@@ -69,7 +71,28 @@ func signer(trusted []byte) (*tpm2.TPMTPublic, *rsa.PublicKey, error) {
 	}, k, nil
 }
 
-// seal has a TPM seal a key for images that are signed with a public key, PEM.
+// firmwarePCR is the register of the state of Secure Boot, and of its keys: TCG PC Client Platform Firmware Profile, 3.3.4.8. Where it is on, the stub takes no other
+// parameters for the kernel than those that were measured.
+const firmwarePCR = 7
+
+// selection is one register, in the bank of SHA-256.
+func selection(pcr uint) tpm2.TPMLPCRSelection {
+	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(pcr)}}}
+}
+
+// read returns what a register has.
+func read(tpm transport.TPM, pcr uint) (value [sha256.Size]byte, err error) {
+	r, err := tpm2.PCRRead{PCRSelectionIn: selection(pcr)}.Execute(tpm)
+	if err != nil {
+		return value, fmt.Errorf("TPM: reading PCR %d: %w", pcr, err)
+	}
+	if len(r.PCRValues.Digests) != 1 || len(r.PCRValues.Digests[0].Buffer) != sha256.Size {
+		return value, errNoMeasurement
+	}
+	return [sha256.Size]byte(r.PCRValues.Digests[0].Buffer), nil
+}
+
+// seal has a TPM seal a key for images that are signed with a public key, PEM, while Secure Boot is as it is now.
 func seal(tpm transport.TPM, key, trusted []byte) (*sealed, error) {
 	public, _, err := signer(trusted)
 	if err != nil {
@@ -84,6 +107,14 @@ func seal(tpm transport.TPM, key, trusted []byte) (*sealed, error) {
 		err = tpm2.PolicyAuthorize{KeySign: *name}.Update(policy)
 	}
 	if err != nil {
+		return nil, err
+	}
+	firmware, err := read(tpm, firmwarePCR)
+	if err != nil {
+		return nil, err
+	}
+	values := sha256.Sum256(firmware[:])
+	if err := (tpm2.PolicyPCR{PcrDigest: tpm2.TPM2BDigest{Buffer: values[:]}, Pcrs: selection(firmwarePCR)}).Update(policy); err != nil {
 		return nil, err
 	}
 	root, rootPublic, release, err := storageRoot(tpm)
@@ -106,26 +137,20 @@ func seal(tpm transport.TPM, key, trusted []byte) (*sealed, error) {
 		return nil, fmt.Errorf("TPM: sealing a key: %w", err)
 	}
 	return &sealed{
-		Type: tokenType, Parent: root.Name.Buffer, Public: tpm2.Marshal(r.OutPublic), Private: tpm2.Marshal(r.OutPrivate), Trusted: trusted,
+		Type: tokenType, Parent: root.Name.Buffer, Firmware: firmware[:], Public: tpm2.Marshal(r.OutPublic), Private: tpm2.Marshal(r.OutPrivate), Trusted: trusted,
 	}, nil
 }
-
-// selection is the PCR that images are measured into.
-var selection = tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(bootimage.KernelPCR)}}}
 
 // approved returns the signature, of those that the image has, of what the TPM has measured.
 func approved(tpm transport.TPM, trusted *rsa.PublicKey, signatures []bootimage.Signature) (*bootimage.Signature, error) {
 	if len(signatures) == 0 {
 		return nil, errUnsigned
 	}
-	r, err := tpm2.PCRRead{PCRSelectionIn: selection}.Execute(tpm)
+	pcr, err := read(tpm, bootimage.KernelPCR)
 	if err != nil {
-		return nil, fmt.Errorf("TPM: reading PCR %d: %w", bootimage.KernelPCR, err)
+		return nil, err
 	}
-	if len(r.PCRValues.Digests) != 1 || len(r.PCRValues.Digests[0].Buffer) != sha256.Size {
-		return nil, errNoMeasurement
-	}
-	policy := bootimage.Policy([sha256.Size]byte(r.PCRValues.Digests[0].Buffer))
+	policy := bootimage.Policy(pcr)
 	reason := errOtherKey
 	for _, s := range signatures {
 		switch {
@@ -157,6 +182,11 @@ func unseal(tpm transport.TPM, s *sealed, signatures []bootimage.Signature) ([]b
 	if !bytes.Equal(root.Name.Buffer, s.Parent) {
 		return nil, errOtherTPM
 	}
+	if firmware, err := read(tpm, firmwarePCR); err != nil {
+		return nil, err
+	} else if !bytes.Equal(firmware[:], s.Firmware) {
+		return nil, errFirmware
+	}
 	object, objectRelease, err := load(tpm, root, s)
 	if err != nil {
 		return nil, err
@@ -181,12 +211,15 @@ func unseal(tpm transport.TPM, s *sealed, signatures []bootimage.Signature) ([]b
 		return nil, fmt.Errorf("TPM: session: %w", err)
 	}
 	defer func() { _ = closeSession() }()
-	if _, err := (tpm2.PolicyPCR{PolicySession: session.Handle(), Pcrs: selection}).Execute(tpm); err != nil {
+	if _, err := (tpm2.PolicyPCR{PolicySession: session.Handle(), Pcrs: selection(bootimage.KernelPCR)}).Execute(tpm); err != nil {
 		return nil, fmt.Errorf("TPM: policy of PCR %d: %w", bootimage.KernelPCR, err)
 	}
 	if _, err := (tpm2.PolicyAuthorize{PolicySession: session.Handle(), ApprovedPolicy: tpm2.TPM2BDigest{Buffer: sig.Policy},
 		KeySign: signing.Name, CheckTicket: verified.Validation}).Execute(tpm); err != nil {
 		return nil, fmt.Errorf("TPM: the image's signature: %w", err)
+	}
+	if _, err := (tpm2.PolicyPCR{PolicySession: session.Handle(), Pcrs: selection(firmwarePCR)}).Execute(tpm); err != nil {
+		return nil, fmt.Errorf("TPM: policy of PCR %d: %w", firmwarePCR, err)
 	}
 	r, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: object.Handle, Name: object.Name, Auth: session}}.Execute(tpm)
 	if err != nil {

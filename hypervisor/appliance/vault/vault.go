@@ -142,12 +142,8 @@ func (v *Vault) Make(ctx context.Context, passphrase []byte) error {
 	return err
 }
 
-// Open opens it by a passphrase.
-func (v *Vault) Open(ctx context.Context, passphrase []byte) error {
-	return v.open(ctx, passphrase)
-}
-
-func (v *Vault) open(ctx context.Context, secret []byte) error {
+// Open opens it by a passphrase, or by the TPM's key. A partition that cannot be written to is opened for reading.
+func (v *Vault) Open(ctx context.Context, secret []byte) error {
 	args := []string{"open", "--type=luks2", "--key-file=-", v.Device, v.Name}
 	_, err := v.cryptsetup(ctx, secret, nil, args...)
 	if err != nil && !errors.Is(err, ErrPassphrase) && readOnly(v.Device) {
@@ -209,12 +205,10 @@ func (v *Vault) OpenByTPM(ctx context.Context, tpm transport.TPM, image Image) e
 	if err != nil {
 		return err
 	}
-	if err := v.open(ctx, key); errors.Is(err, ErrPassphrase) {
-		return errors.New("the key that the TPM has kept is not that of the state")
-	} else if err != nil {
-		return err
+	if err = v.Open(ctx, key); errors.Is(err, ErrPassphrase) {
+		err = errors.New("the key that the TPM has kept is not that of the state")
 	}
-	return nil
+	return err
 }
 
 func (v *Vault) unseal(ctx context.Context, tpm transport.TPM, image Image) ([]byte, error) {

@@ -84,9 +84,15 @@ func (m *maker) sign(t *testing.T, pcr [sha256.Size]byte) bootimage.Signature {
 // start measures an image, and returns what PCR 11 has then.
 func start(t *testing.T, tpm transport.TPM, image string) [sha256.Size]byte {
 	t.Helper()
-	digest := sha256.Sum256([]byte(image))
+	return extend(t, tpm, bootimage.KernelPCR, image)
+}
+
+// extend measures something into a register that has nothing yet.
+func extend(t *testing.T, tpm transport.TPM, pcr tpm2.TPMHandle, what string) [sha256.Size]byte {
+	t.Helper()
+	digest := sha256.Sum256([]byte(what))
 	_, err := tpm2.PCRExtend{
-		PCRHandle: tpm2.AuthHandle{Handle: bootimage.KernelPCR, Auth: tpm2.PasswordAuth(nil)},
+		PCRHandle: tpm2.AuthHandle{Handle: pcr, Auth: tpm2.PasswordAuth(nil)},
 		Digests:   tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: digest[:]}}},
 	}.Execute(tpm)
 	if err != nil {
@@ -134,6 +140,21 @@ func TestSeal(t *testing.T) {
 		if got, err := unseal(tpm, token, []bootimage.Signature{other.sign(t, pcr), good}); err != nil || !bytes.Equal(got, key) {
 			t.Fatalf("the image that is trusted: %x, %v", got, err)
 		}
+	}
+	secureBoot := extend(t, tpm, firmwarePCR, "Secure Boot is off")
+	if got, err := unseal(tpm, token, []bootimage.Signature{good}); !errors.Is(err, errFirmware) {
+		t.Errorf("with other firmware: %x, %v", got, err)
+	}
+	lying := *token // whoever has the disk can write what the firmware is now into its header
+	lying.Firmware = secureBoot[:]
+	if got, err := unseal(tpm, &lying, []bootimage.Signature{good}); err == nil {
+		t.Errorf("with other firmware and a header that says it is the same: %x", got)
+	}
+	if token, err = seal(tpm, key, ours.pem); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := unseal(tpm, token, []bootimage.Signature{good}); err != nil || !bytes.Equal(got, key) {
+		t.Errorf("sealed anew: %x, %v", got, err)
 	}
 	if err := Leave(tpm); err != nil {
 		t.Fatal(err)
